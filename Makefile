@@ -1,0 +1,89 @@
+# vzrun: `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := vzrun
+MAKEFLAGS += --no-print-directory
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/sbin
+LIBEXECDIR ?= $(PREFIX)/libexec/vzrun
+DATADIR ?= $(PREFIX)/share
+
+# Debian's versioned packages and the upstream archive are not always in PATH.
+GO ?= $(or $(shell command -v go),$(lastword $(wildcard /usr/lib/go-*/bin/go /usr/local/go/bin/go)),go)
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+
+# runc_nocriu: checkpoint and restore are vzrun's own. The rest keeps the static
+# binary free of libc's resolvers and of code that only makes manual pages.
+TAGS := runc_nocriu seccomp netgo osusergo urfave_cli_no_docs
+LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
+# cgo for libcontainer/nsenter, which enters namespaces before Go starts threads.
+BUILD := CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
+
+export GO TAGS
+
+.PHONY: vzrun
+vzrun: ## Build the static binary (the default)
+	$(BUILD) -o $@ .
+
+.PHONY: bootstrap
+bootstrap: ## Install what building, running and testing needs (Debian 12 or 13, root)
+	contrib/bootstrap
+
+.PHONY: demo
+demo: ## From a fresh checkout to a live guest, checkpointed and restored
+	contrib/bootstrap
+	$(MAKE) vzrun
+	VZRUN=$(CURDIR)/vzrun contrib/demo
+
+.PHONY: test
+test: ## Everything CI checks: bootstrap, build, lint, unit and integration tests
+	contrib/bootstrap
+	$(MAKE) vzrun
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) bats
+
+.PHONY: unit
+unit: ## Unit tests (no root needed)
+	CGO_ENABLED=1 $(GO) test -buildvcs=false -tags '$(TAGS)' ./...
+
+.PHONY: bats
+bats: ## Integration tests (root); one suite with SUITE=name
+	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
+
+.PHONY: bench
+bench: vzrun ## Measure against other runtimes (root)
+	VZRUN=$(CURDIR)/vzrun contrib/bench
+
+.PHONY: lint
+lint: ## Check form: shellcheck, gofumpt, vet, golangci-lint, modules
+	contrib/lint
+
+.PHONY: fmt
+fmt: ## Format all Go files
+	contrib/lint fmt
+
+.PHONY: install
+install: ## Install what was built (DESTDIR, PREFIX)
+	@test -x vzrun || { echo "make: no ./vzrun to install" >&2; echo "hint: run make first" >&2; exit 1; }
+	install -D -m 0755 vzrun '$(DESTDIR)$(BINDIR)/vzrun'
+	install -D -m 0755 -t '$(DESTDIR)$(LIBEXECDIR)' contrib/bootstrap contrib/debian-mirror
+	$(call install_files,docs/man/*.8,$(DATADIR)/man/man8)
+	$(call install_file,contrib/completions/vzrun.bash,$(DATADIR)/bash-completion/completions/vzrun)
+	$(call install_file,contrib/completions/_vzrun,$(DATADIR)/zsh/site-functions/_vzrun)
+	$(call install_file,contrib/completions/vzrun.fish,$(DATADIR)/fish/vendor_completions.d/vzrun.fish)
+
+# Manual pages and completions are optional parts of the tree.
+install_files = $(if $(wildcard $(1)),install -D -m 0644 -t '$(DESTDIR)$(2)' $(wildcard $(1)))
+install_file = $(if $(wildcard $(1)),install -D -m 0644 $(1) '$(DESTDIR)$(2)')
+
+.PHONY: clean
+clean: ## Remove the binary and all caches (tools, root file systems)
+	contrib/rootfs clean
+	rm -rf vzrun .cache
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
