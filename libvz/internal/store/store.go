@@ -1,0 +1,232 @@
+// Package store keeps what neither a container's bundle nor libcontainer
+// knows: who holds the container right now, and which operation was under way
+// when its process died.
+//
+// Everything lies in one directory beside the containers' own, named "@" so
+// that no container id can meet it (ids have no "@"):
+//
+//	<root>/@/<id>.lock    flock(2)ed by the process that changes the container
+//	<root>/@/<id>.json    the Record, replaced atomically
+//
+// A record is there for as long as the container is, and for as long as the
+// undo of a half-done operation needs it.
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Format is the version written into every record. A record with a higher
+// one was written by a newer vzrun and is refused with ErrNewer.
+const Format = 1
+
+// DirName is the store's folder below the state root.
+const DirName = "@"
+
+var (
+	// ErrLocked says that another process is changing the container.
+	ErrLocked = errors.New("another operation is under way")
+	// ErrNewer says that the record was written by a newer version.
+	ErrNewer = errors.New("state was written by a newer version")
+)
+
+// Operation is one change of a container that has begun and not ended. It is
+// on disk before the first side effect and gone after the last, so finding one
+// under the lock means that its process died on the way.
+type Operation struct {
+	Name  string    `json:"name"`
+	Step  string    `json:"step"`
+	Pid   int       `json:"pid"`
+	Since time.Time `json:"since"`
+	// Criu is the pid and start time (clock ticks, field 22 of
+	// /proc/PID/stat) of the criu process that works for the operation;
+	// zero where there is none.
+	Criu      int    `json:"criu,omitempty"`
+	CriuStart uint64 `json:"criu_start,omitempty"`
+	// Cgroups are the directories that the operation may have filled with
+	// processes; an undo ends what is in them.
+	Cgroups map[string]string `json:"cgroups,omitempty"`
+	// Links are host ends of veth pairs that the operation may have made.
+	Links []string `json:"links,omitempty"`
+	// Init is the container's first process before the operation.
+	Init int `json:"init,omitempty"`
+}
+
+// Record is what is stored of one container.
+type Record struct {
+	Format    int        `json:"format"`
+	ID        string     `json:"id"`
+	Bundle    string     `json:"bundle,omitempty"`
+	Rootfs    string     `json:"rootfs,omitempty"`
+	Operation *Operation `json:"operation,omitempty"`
+}
+
+// Store is the folder of records of one state root.
+type Store struct{ dir string }
+
+// Open names the store below root. Nothing is created until the first Lock.
+func Open(root string) *Store { return &Store{dir: filepath.Join(root, DirName)} }
+
+// Entry is a locked record. It must be closed; Close releases the lock.
+type Entry struct {
+	Record
+	store *Store
+	lock  *os.File
+}
+
+// Lock takes the container's lock without waiting and reads its record, an
+// empty one where there is none yet. It returns ErrLocked where another
+// process (or another Entry of this one) holds it. The kernel drops the lock
+// when the holder dies, however it dies (flock(2)).
+func (s *Store) Lock(id string) (*Entry, error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create state directory: %w", err)
+	}
+	lock, err := s.flock(id)
+	if err != nil {
+		return nil, err
+	}
+	e := &Entry{store: s, lock: lock}
+	r, err := s.Read(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		e.Record = Record{Format: Format, ID: id}
+	case err != nil:
+		lock.Close()
+		return nil, err
+	default:
+		e.Record = *r
+	}
+	return e, nil
+}
+
+// flock opens and locks the lock file. The holder of the lock may unlink the
+// file (Forget), so a lock won on a file that is no longer the one in the
+// directory is no lock: then it tries again with the new file.
+func (s *Store) flock(id string) (*os.File, error) {
+	path := s.path(id, ".lock")
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, ErrLocked
+			}
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if there, err := os.Lstat(path); err == nil && os.SameFile(mine, there) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// Read returns the record as it is on disk, without a lock. The error is
+// fs.ErrNotExist where there is none.
+func (s *Store) Read(id string) (*Record, error) {
+	path := s.path(id, ".json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &Record{}
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if r.Format > Format {
+		return nil, fmt.Errorf("read %s: format %d: %w", path, r.Format, ErrNewer)
+	}
+	return r, nil
+}
+
+// IDs lists the containers that have a record, in no order.
+func (s *Store) IDs() ([]string, error) {
+	names, err := filepath.Glob(filepath.Join(s.dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, 0, len(names))
+	for _, n := range names {
+		base := filepath.Base(n)
+		ids = append(ids, base[:len(base)-len(".json")])
+	}
+	return ids, nil
+}
+
+// Begin writes op into the record before its first side effect. It fails
+// where an unfinished operation is still recorded: that one is to be undone
+// first.
+func (e *Entry) Begin(op Operation) error {
+	if e.Operation != nil {
+		return fmt.Errorf("operation %s is not undone yet", e.Operation.Name)
+	}
+	op.Pid = os.Getpid()
+	op.Since = time.Now().UTC()
+	e.Operation = &op
+	return e.Save()
+}
+
+// Step notes how far the operation is. It is on disk when Step returns.
+func (e *Entry) Step(name string) error {
+	if e.Operation == nil {
+		return errors.New("no operation has begun")
+	}
+	e.Operation.Step = name
+	return e.Save()
+}
+
+// End removes the operation from the record: it is done, or undone.
+func (e *Entry) End() error {
+	if e.Operation == nil {
+		return nil
+	}
+	e.Operation = nil
+	return e.Save()
+}
+
+// Save writes the record: temporary file, fsync, rename, fsync of the folder.
+func (e *Entry) Save() error {
+	e.Format = Format
+	data, err := json.Marshal(e.Record)
+	if err != nil {
+		return err
+	}
+	return WriteFile(e.store.path(e.ID, ".json"), append(data, '\n'), 0o600)
+}
+
+// Forget removes the record and the lock file of a container that is gone.
+// The Entry must still be closed. It is idempotent.
+func (e *Entry) Forget() error {
+	for _, suffix := range []string{".json", ".lock"} {
+		if err := os.Remove(e.store.path(e.ID, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(e.store.dir)
+}
+
+// Close releases the lock. A second call does nothing.
+func (e *Entry) Close() {
+	if e.lock != nil {
+		e.lock.Close()
+		e.lock = nil
+	}
+}
+
+func (s *Store) path(id, suffix string) string { return filepath.Join(s.dir, id+suffix) }

@@ -1,0 +1,170 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLockIsExclusive(t *testing.T) {
+	s := Open(t.TempDir())
+	e, err := s.Lock("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Lock("a"); !errors.Is(err, ErrLocked) {
+		t.Fatalf("second lock: %v, want ErrLocked", err)
+	}
+	if _, err := s.Lock("b"); err != nil {
+		t.Fatalf("another id: %v", err)
+	}
+	e.Close()
+	e, err = s.Lock("a")
+	if err != nil {
+		t.Fatalf("after close: %v", err)
+	}
+	// Forget unlinks the lock file while it is held: the next holder gets a
+	// new file and must not be kept out by, or share, the old one.
+	if err := e.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	e2, err := s.Lock("a")
+	if err != nil {
+		t.Fatalf("after forget: %v", err)
+	}
+	e.Close()
+	if _, err := s.Lock("a"); !errors.Is(err, ErrLocked) {
+		t.Fatalf("the old holder's close freed the new lock: %v", err)
+	}
+	e2.Close()
+}
+
+func TestJournalOutlivesItsHolder(t *testing.T) {
+	s := Open(t.TempDir())
+	e, err := s.Lock("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Begin(Operation{Name: "create", Cgroups: map[string]string{"": "/x"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Step("started"); err != nil {
+		t.Fatal(err)
+	}
+	e.Close() // as a kill -9 would
+
+	e, err = s.Lock("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	op := e.Operation
+	if op == nil || op.Name != "create" || op.Step != "started" || op.Cgroups[""] != "/x" || op.Pid != os.Getpid() {
+		t.Fatalf("operation = %+v", op)
+	}
+	if err := e.Begin(Operation{Name: "delete"}); err == nil {
+		t.Fatal("an operation began over an unfinished one")
+	}
+	if err := e.End(); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.Read("a"); err != nil || r.Operation != nil {
+		t.Fatalf("after End: %+v, %v", r, err)
+	}
+	if err := e.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Forget(); err != nil {
+		t.Fatalf("Forget is not idempotent: %v", err)
+	}
+}
+
+func TestReadRefusesWhatItDoesNotKnow(t *testing.T) {
+	root := t.TempDir()
+	s := Open(root)
+	if err := os.Mkdir(filepath.Join(root, DirName), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		content string
+		is      error
+	}{
+		"newer":     {`{"format":99,"id":"newer"}`, ErrNewer},
+		"truncated": {`{"format":1,`, nil},
+	} {
+		if err := os.WriteFile(filepath.Join(root, DirName, name+".json"), []byte(c.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Lock(name)
+		if err == nil || (c.is != nil && !errors.Is(err, c.is)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		// A refused record must not keep the lock.
+		if _, err := s.Lock(name); errors.Is(err, ErrLocked) {
+			t.Errorf("%s: lock leaked", name)
+		}
+	}
+}
+
+func TestRemoveTreeStaysInside(t *testing.T) {
+	dir := t.TempDir()
+	outside := filepath.Join(dir, "outside")
+	tree := filepath.Join(dir, "tree", "sub")
+	for _, d := range []string{outside, tree} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep := filepath.Join(outside, "keep")
+	if err := os.WriteFile(keep, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(tree, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(tree, "exec.fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveTree(dir, "tree"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(keep); err != nil {
+		t.Fatalf("followed a link: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "tree")); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("tree is still there: %v", err)
+	}
+	if err := RemoveTree(dir, "tree"); err != nil {
+		t.Fatalf("not idempotent: %v", err)
+	}
+}
+
+func TestRemoveTreeStopsAtMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	source, target := filepath.Join(dir, "rootfs"), filepath.Join(dir, "state", "criu-root")
+	for _, d := range []string{source, target} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep := filepath.Join(source, "etc-passwd")
+	if err := os.WriteFile(keep, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(target, unix.MNT_DETACH) //nolint:errcheck // best effort
+	if err := RemoveTree(dir, "state"); err == nil {
+		t.Error("a mount point was removed")
+	}
+	if _, err := os.Stat(keep); err != nil {
+		t.Fatalf("the rootfs was emptied: %v", err)
+	}
+}
