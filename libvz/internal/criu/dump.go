@@ -1,0 +1,259 @@
+package criu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"github.com/checkpoint-restore/go-criu/v7/stats"
+	"google.golang.org/protobuf/proto"
+)
+
+// Names of CRIU's logs in the work directory.
+const (
+	DumpLog    = "dump.log"
+	RestoreLog = "restore.log"
+)
+
+// attempts is how often a dump that lost a race is tried in all. Each attempt
+// freezes the guest for a few hundred milliseconds; when the race was seen, the
+// next attempt won it every time.
+const attempts = 5
+
+// External is a mount that is not saved but taken from outside at the restore:
+// Key names it in the images, Val is its place in the guest at the dump and
+// its source on the host at the restore.
+type External struct{ Key, Val string }
+
+// Common are the options that a dump and its restore share.
+type Common struct {
+	Criu string // path of criu
+	// Images and Work are directories that exist. Logs and statistics go
+	// to Work.
+	Images, Work string
+	// Root is the guest's root directory on the host; at a restore it must
+	// be a mount point.
+	Root          string
+	Mounts        []External
+	ManageCgroups string // "", ignore, none, props, soft, full, strict
+	ConfigFile    string // CRIU configuration file; "" = none
+	TCPEstablished, ExtUnixSockets, ShellJob,
+	FileLocks, LinkRemap bool
+	// Started is told criu's pid before it begins to work; nil = nobody.
+	// It may place the process (cgroups).
+	Started func(pid int) error
+	// Stage is asked for consent at each of CRIU's stages; nil consents.
+	Stage func(Stage) error
+}
+
+// DumpOptions say what to dump and how. Zero values are off.
+type DumpOptions struct {
+	Common
+	Pid int // the guest's init, in the caller's pid namespace
+	// Parent is the directory of an earlier pre-dump, relative to Images.
+	Parent string
+	// FreezeCgroup is the cgroup directory that CRIU freezes while it
+	// seizes the tasks; "" = it stops them one by one.
+	FreezeCgroup string
+	// Namespaces are the guest's namespaces that live on without it, as
+	// CRIU writes them: net[INODE]:KEY.
+	Namespaces            []string
+	LeaveRunning, PreDump bool
+}
+
+// Stats is what CRIU measured.
+type Stats struct {
+	Freezing, Frozen, MemDump, MemWrite time.Duration // of a dump
+	Forking, Restore                    time.Duration // of a restore
+	Pages                               uint64        // written, or restored
+	Attempts                            int           // of a dump
+}
+
+// Dump saves the process tree below o.Pid into o.Images. When it returns nil
+// the tasks are gone (or running again, with LeaveRunning or PreDump); when it
+// returns an error they run as before: CRIU undoes a dump that fails, and one
+// whose "post-dump" stage was refused, which is therefore the place to commit.
+func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
+	for n := 1; ; n++ {
+		err := dumpOnce(ctx, o)
+		if err == nil {
+			s, err := readStats(o.Work, true)
+			if s != nil {
+				s.Attempts = n
+			}
+			return s, err
+		}
+		var e *Error
+		if n == attempts || !errors.As(err, &e) || !e.Retry || ctx.Err() != nil {
+			return nil, err
+		}
+		if err := emptyDir(o.Images); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func dumpOnce(ctx context.Context, o DumpOptions) error {
+	opts, closeDirs, err := o.options(DumpLog)
+	if err != nil {
+		return err
+	}
+	defer closeDirs()
+	opts.Pid = proto.Int32(int32(o.Pid))
+	opts.LeaveRunning = proto.Bool(o.LeaveRunning)
+	opts.External = o.Namespaces
+	if o.FreezeCgroup != "" {
+		opts.FreezeCgroup = proto.String(o.FreezeCgroup)
+	}
+	if o.Parent != "" {
+		opts.ParentImg = proto.String(o.Parent)
+	}
+	opts.TrackMem = proto.Bool(o.PreDump || o.Parent != "")
+	kind := rpc.CriuReqType_DUMP
+	if o.PreDump {
+		kind = rpc.CriuReqType_SINGLE_PRE_DUMP
+	}
+	_, err = o.run(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, [3]*os.File{})
+	if err != nil {
+		return explain("dump", filepath.Join(o.Work, DumpLog), err)
+	}
+	return nil
+}
+
+// run serves one request with a criu process of its own.
+func (c *Common) run(ctx context.Context, req *rpc.CriuReq, stdio [3]*os.File) (resp *rpc.CriuResp, retErr error) {
+	s, err := serve(c.Criu, stdio)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		// CRIU's answer says more than its exit status.
+		if err := s.close(); err != nil && retErr == nil {
+			retErr = fmt.Errorf("criu: %w", err)
+		}
+	}()
+	if c.Started != nil {
+		if err := c.Started(s.cmd.Process.Pid); err != nil {
+			return nil, err
+		}
+	}
+	stage := c.Stage
+	if stage == nil {
+		stage = func(Stage) error { return nil }
+	}
+	return s.do(ctx, req, stage)
+}
+
+// options fills what both operations share. The directories stay open until
+// the returned function is called: CRIU opens them through /proc/<us>/fd.
+func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
+	images, err := os.Open(c.Images)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open image directory: %w", err)
+	}
+	work, err := os.Open(c.Work)
+	if err != nil {
+		images.Close()
+		return nil, nil, fmt.Errorf("open work directory: %w", err)
+	}
+	mode, err := cgroupMode(c.ManageCgroups)
+	if err != nil {
+		images.Close()
+		work.Close()
+		return nil, nil, err
+	}
+	opts := &rpc.CriuOpts{
+		ImagesDirFd:       proto.Int32(int32(images.Fd())),
+		WorkDirFd:         proto.Int32(int32(work.Fd())),
+		LogLevel:          proto.Int32(4),
+		LogFile:           proto.String(log),
+		Root:              proto.String(c.Root),
+		NotifyScripts:     proto.Bool(true),
+		ManageCgroups:     proto.Bool(true),
+		ManageCgroupsMode: mode.Enum(),
+		TcpEstablished:    proto.Bool(c.TCPEstablished),
+		ExtUnixSk:         proto.Bool(c.ExtUnixSockets),
+		ShellJob:          proto.Bool(c.ShellJob),
+		FileLocks:         proto.Bool(c.FileLocks),
+		LinkRemap:         proto.Bool(c.LinkRemap),
+		OrphanPtsMaster:   proto.Bool(true),
+		// The guest's network namespace is saved with all that is in it
+		// (an empty one would lose units with PrivateNetwork=).
+		EmptyNs:     proto.Uint32(0),
+		NetworkLock: rpc.CriuNetworkLockMethod_NFTABLES.Enum(),
+	}
+	for _, m := range c.Mounts {
+		opts.ExtMnt = append(opts.ExtMnt, &rpc.ExtMountMap{Key: proto.String(m.Key), Val: proto.String(m.Val)})
+	}
+	if c.ConfigFile != "" {
+		opts.ConfigFile = proto.String(c.ConfigFile)
+	}
+	return opts, func() { images.Close(); work.Close() }, nil
+}
+
+func cgroupMode(name string) (rpc.CriuCgMode, error) {
+	switch name {
+	case "":
+		return rpc.CriuCgMode_DEFAULT, nil
+	case "ignore":
+		return rpc.CriuCgMode_IGNORE, nil
+	case "none":
+		return rpc.CriuCgMode_CG_NONE, nil
+	case "props":
+		return rpc.CriuCgMode_PROPS, nil
+	case "soft":
+		return rpc.CriuCgMode_SOFT, nil
+	case "full":
+		return rpc.CriuCgMode_FULL, nil
+	case "strict":
+		return rpc.CriuCgMode_STRICT, nil
+	}
+	return 0, fmt.Errorf("unknown cgroup mode %q: ignore, none, props, soft, full and strict are known", name)
+}
+
+// readStats reads the statistics that CRIU leaves in its work directory.
+func readStats(work string, dump bool) (*Stats, error) {
+	dir, err := os.Open(work)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	us := func(n uint32) time.Duration { return time.Duration(n) * time.Microsecond }
+	if dump {
+		d, err := stats.CriuGetDumpStats(dir)
+		if err != nil {
+			return nil, fmt.Errorf("read dump statistics: %w", err)
+		}
+		return &Stats{
+			Freezing: us(d.GetFreezingTime()), Frozen: us(d.GetFrozenTime()),
+			MemDump: us(d.GetMemdumpTime()), MemWrite: us(d.GetMemwriteTime()),
+			Pages: d.GetPagesWritten() + d.GetShpagesWritten(),
+		}, nil
+	}
+	r, err := stats.CriuGetRestoreStats(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read restore statistics: %w", err)
+	}
+	return &Stats{Forking: us(r.GetForkingTime()), Restore: us(r.GetRestoreTime()), Pages: r.GetPagesRestored()}, nil
+}
+
+// emptyDir removes the images of a failed attempt, and nothing else that may
+// lie in the directory.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() && filepath.Ext(e.Name()) == ".img" {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

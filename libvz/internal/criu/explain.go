@@ -1,0 +1,159 @@
+package criu
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+)
+
+// Error is a failed operation of CRIU.
+type Error struct {
+	Op  string // "dump" or "restore"
+	Log string // path of CRIU's log
+	// Lines are the log's decisive lines, at most six, without time stamps.
+	Lines []string
+	// Cause says in plain words what is wrong where it is known; Remedy
+	// what to do about it. Pid is the task it is about, in the guest's pid
+	// namespace where CRIU gives that one; 0 where there is none.
+	Cause, Remedy string
+	Pid           int
+	// Retry is true for races that the next attempt is likely to win.
+	Retry bool
+	Err   error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "criu %s failed", e.Op)
+	switch {
+	case e.Cause != "":
+		fmt.Fprintf(&b, ": %s", e.Cause)
+	case len(e.Lines) > 0:
+		fmt.Fprintf(&b, ": %s", strings.Join(e.Lines, "; "))
+	case e.Err != nil:
+		fmt.Fprintf(&b, ": %v", e.Err)
+	}
+	if e.Log != "" {
+		fmt.Fprintf(&b, " (log: %s)", e.Log)
+	}
+	return b.String()
+}
+
+// Unwrap returns what CRIU's RPC, or the refusing stage, said.
+func (e *Error) Unwrap() error { return e.Err }
+
+// symptom is one known failure: the log line that betrays it, and its meaning.
+// $1.. of the pattern may be used in cause and remedy.
+type symptom struct {
+	line          *regexp.Regexp
+	cause, remedy string
+	retry         bool
+}
+
+// symptoms are asked in order; the first that matches any error line wins.
+// Each was seen with a real guest, on the CRIU versions that MinVersion admits.
+func symptoms() []symptom {
+	s := func(line, cause, remedy string) symptom {
+		return symptom{line: regexp.MustCompile(line), cause: cause, remedy: remedy}
+	}
+	race := s(`error parsing \[inotify wd:`, "a cgroup file vanished while its inotify watch was read", "try again")
+	race.retry = true
+	return []symptom{
+		race,
+		s(`Can't dump nested (\w+) namespace`, "a task has a $1 namespace of its own, which CRIU cannot save",
+			"turn off the setting of that unit that makes it (ProtectHostname=, PrivateIPC=, PrivatePIDs=, PrivateUsers=), or stop the unit"),
+		s(`io_uring`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system`, or turn io_uring off in that program"),
+		s(`Unsupported proto 262|Unknown.*proto.*262`, "a task has an MPTCP socket, which CRIU cannot save", "set the sysctl net.mptcp.enabled=0 in config.json and restart the program"),
+		s(`Connected TCP socket|established TCP`, "the guest has open TCP connections", "add --tcp-established to keep them"),
+		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again"),
+		s(`External socket is used`, "a unix socket of the guest is connected to one outside", "add --ext-unix-sk, or close that connection"),
+		s(`Found dangling pty|Found slave peer without master|tty.*Don't have tty to inherit session|Found session leader with no`, "a task holds a terminal whose other end is outside the guest", "end that session (log out), or add --shell-job"),
+		s(`doesn't have a proper root mount`, "a mount inside the guest comes from outside its root", "name that mount in config.json, so that it is saved as an external one"),
+		s(`Can't lookup mount=|Can't open mount|Can't find mount for`, "a task has a file open on a mount that is not part of the guest", "end that task (an exec'ed session?) and try again"),
+		s(`Some file locks are hold by dumping tasks`, "tasks hold file locks", "add --file-locks"),
+		s(`Unable to open an userfaultfd`, "the kernel refuses userfaultfd in the guest's user namespace", "set vm.unprivileged_userfaultfd=1, or do without lazy pages"),
+		s(`File (\S+) has bad (?:size|mode|build-ID)`, "the file /$1 is not as it was at the checkpoint", "restore with the rootfs of that moment: a snapshot or a copy made right after the checkpoint"),
+		s(`(No space left on device|ENOSPC)`, "no space left for the images", "free space or choose another --image-path"),
+		s(`timens-0\.img.*Permission denied|Permission denied.*\.img`, "the guest's root cannot read the images", "put the images where no parent mount forbids it, or on a file system with id-mapped mounts"),
+		s(`Can't open (?:file )?([\w.-]+\.img)|Unable to open ([\w.-]+\.img)|open ([\w.-]+\.img)`, "image file $1$2$3 is missing", "the checkpoint is incomplete: take another"),
+		s(`(?:magic|Unexpected EOF|truncated|Can't read|Read.*got only).*`, "the images are damaged", "take another checkpoint"),
+		s(`Pid (\d+) do not match expected|pid .* is already in use`, "a pid of the guest is taken in the new pid namespace", "try again"),
+		s(`seccomp.*notif`, "a task is watched through a seccomp notifier, which CRIU cannot save", "stop the watching program"),
+	}
+}
+
+// explain reads CRIU's log and fills an Error from it.
+func explain(op, log string, err error) *Error {
+	e := &Error{Op: op, Log: log, Err: err}
+	f, openErr := os.Open(log)
+	if openErr != nil {
+		e.Log = ""
+		return e
+	}
+	defer f.Close()
+	e.Lines = errorLines(f)
+	e.Cause, e.Remedy, e.Retry = diagnose(e.Lines)
+	e.Pid = pidOf(e.Lines)
+	return e
+}
+
+// maxErrorLines bounds what an error carries of a log.
+const maxErrorLines = 6
+
+var (
+	logPrefix = regexp.MustCompile(`^\(\d+\.\d+\)\s*`)
+	taskPid   = regexp.MustCompile(`^\s*(\d+): `)
+	namedPid  = regexp.MustCompile(`(?:pid[ =:]|task )(\d+)`)
+	// harmless are errors that CRIU logs and then does without: raising its
+	// own limit where CAP_SYS_RESOURCE is missing.
+	harmless = regexp.MustCompile(`Can't setup RLIMIT_NOFILE for self`)
+)
+
+// errorLines returns the first lines that CRIU logged as errors: the first
+// names the cause, later ones its consequences.
+func errorLines(r io.Reader) []string {
+	var lines []string
+	sc := bufio.NewScanner(r)
+	sc.Buffer(make([]byte, 64<<10), 1<<20)
+	for sc.Scan() && len(lines) < maxErrorLines {
+		line := sc.Text()
+		if !strings.Contains(line, "Error (") || harmless.MatchString(line) {
+			continue
+		}
+		line = strings.TrimSpace(logPrefix.ReplaceAllString(line, ""))
+		lines = append(lines, strings.Replace(line, "Error (criu/", "(", 1))
+	}
+	return lines
+}
+
+func diagnose(lines []string) (cause, remedy string, retry bool) {
+	for _, s := range symptoms() {
+		for _, l := range lines {
+			m := s.line.FindStringSubmatchIndex(l)
+			if m == nil {
+				continue
+			}
+			cause = string(s.line.ExpandString(nil, s.cause, l, m))
+			return cause, string(s.line.ExpandString(nil, s.remedy, l, m)), s.retry
+		}
+	}
+	return "", "", false
+}
+
+// pidOf finds the task that the first telling line is about.
+func pidOf(lines []string) int {
+	for _, re := range []*regexp.Regexp{taskPid, namedPid} {
+		for _, l := range lines {
+			if m := re.FindStringSubmatch(l); m != nil {
+				var pid int
+				if _, err := fmt.Sscan(m[1], &pid); err == nil {
+					return pid
+				}
+			}
+		}
+	}
+	return 0
+}

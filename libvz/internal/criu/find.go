@@ -1,0 +1,106 @@
+// Package criu is the checkpoint/restore engine: it speaks CRIU's RPC
+// (criu.org/RPC) with a `criu swrk` process of its own for every operation,
+// and turns what CRIU's log says into one error. It knows process ids,
+// directories and mounts, and no containers.
+//
+// go-criu's message types are used, its client is not: that one keeps the pid
+// of its process to itself (a journal needs it), cannot pass stdio or place
+// the process into cgroups before it starts to work, and drops the file
+// descriptors that come with a notification (the pty master of a restored
+// terminal).
+package criu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// MinVersion is the oldest CRIU that can dump a system container: 4.1.1 fails
+// on the sockets of recent kernels, 3.x on their vDSO.
+const MinVersion = 40200
+
+var (
+	// ErrNotFound says that no criu executable was found.
+	ErrNotFound = errors.New("criu not found")
+	// ErrTooOld says that the criu found is older than MinVersion.
+	ErrTooOld = errors.New("criu is too old")
+)
+
+// Find returns the criu to use: explicit where it is not empty, else the one
+// that was installed for vzrun (<prefix>/libexec/vzrun/criu, with the prefix
+// of the running executable, /usr/local and /usr), else the first in PATH.
+// The error is ErrNotFound. The version is not looked at.
+func Find(explicit string) (string, error) {
+	if explicit != "" {
+		path, err := exec.LookPath(explicit)
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrNotFound, err)
+		}
+		return path, nil
+	}
+	prefixes := []string{"/usr/local", "/usr"}
+	if exe, err := os.Executable(); err == nil {
+		prefixes = append([]string{filepath.Dir(filepath.Dir(exe))}, prefixes...)
+	}
+	for _, p := range prefixes {
+		path := filepath.Join(p, "libexec", "vzrun", "criu")
+		if st, err := os.Stat(path); err == nil && st.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath("criu")
+	if err != nil {
+		return "", ErrNotFound
+	}
+	return path, nil
+}
+
+// CheckVersion runs `path --version` and returns the version as a number,
+// 4.2.1 as 40201. The error is ErrTooOld below MinVersion.
+func CheckVersion(ctx context.Context, path string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return 0, fmt.Errorf("%s --version: %w", path, err)
+	}
+	v, err := parseVersion(string(out))
+	if err != nil {
+		return 0, fmt.Errorf("%s --version: %w", path, err)
+	}
+	if v < MinVersion {
+		return v, fmt.Errorf("%s is version %s, %s or newer is needed: %w", path, dotted(v), dotted(MinVersion), ErrTooOld)
+	}
+	return v, nil
+}
+
+var versionLine = regexp.MustCompile(`(?m)^Version: (\d+)\.(\d+)(?:\.(\d+))?`)
+
+func parseVersion(out string) (int, error) {
+	m := versionLine.FindStringSubmatch(out)
+	if m == nil {
+		return 0, fmt.Errorf("no version in %q", strings.TrimSpace(out))
+	}
+	v := 0
+	for _, part := range m[1:] {
+		n := 0
+		if part != "" {
+			var err error
+			if n, err = strconv.Atoi(part); err != nil || n > 99 {
+				return 0, fmt.Errorf("strange version %q", m[0])
+			}
+		}
+		v = v*100 + n
+	}
+	return v, nil
+}
+
+func dotted(v int) string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }

@@ -1,0 +1,114 @@
+package criu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"google.golang.org/protobuf/proto"
+)
+
+// Veth is one veth pair that CRIU makes anew: Inner in the guest, Outer in
+// the network namespace of the caller.
+type Veth struct{ Inner, Outer string }
+
+// Inherit is an open file that takes the place of the one that the images
+// call Key ("pipe:[123]", "extRootNetNS").
+type Inherit struct {
+	Key  string
+	File *os.File
+}
+
+// CgroupRoot maps the root of a v1 controller ("" or "name=x" too) to Path.
+type CgroupRoot struct{ Controller, Path string }
+
+// RestoreOptions say what to restore and how.
+type RestoreOptions struct {
+	Common
+	// ImagesDir, where not nil, is used in place of Images: an open
+	// directory, such as an id-mapped view of it, that the guest's root
+	// may search and read.
+	ImagesDir *os.File
+	Stdio     [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
+	Veths     []Veth
+	Inherit   []Inherit
+	// JoinCgroups is told criu's pid before it begins to work, puts it
+	// into the container's cgroups and returns their roots.
+	JoinCgroups func(pid int) ([]CgroupRoot, error)
+}
+
+// inheritBase is the first descriptor number that Inherit files have in criu:
+// 0-2 are stdio, 3 is the RPC socket.
+const inheritBase = 4
+
+// Restore brings back the tree saved in o.Images and returns the pid of its
+// init, a child of the calling process. On an error nothing is left running:
+// CRIU kills what it had restored.
+func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
+	opts, closeDirs, err := o.options(RestoreLog)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer closeDirs()
+	if o.ImagesDir != nil {
+		opts.ImagesDirFd = proto.Int32(int32(o.ImagesDir.Fd()))
+	}
+	opts.RstSibling = proto.Bool(true)
+	opts.EvasiveDevices = proto.Bool(true)
+	for _, v := range o.Veths {
+		opts.Veths = append(opts.Veths, &rpc.CriuVethPair{IfIn: proto.String(v.Inner), IfOut: proto.String(v.Outer)})
+	}
+	pid, err := o.serveRestore(ctx, opts)
+	if err != nil {
+		return 0, nil, explain("restore", filepath.Join(o.Work, RestoreLog), err)
+	}
+	s, err := readStats(o.Work, false)
+	if err != nil {
+		// The guest runs; numbers are not worth killing it for.
+		s = &Stats{}
+	}
+	return pid, s, nil
+}
+
+func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (pid int, retErr error) {
+	files := make([]*os.File, 0, len(o.Inherit))
+	for i, in := range o.Inherit {
+		files = append(files, in.File)
+		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: proto.String(in.Key), Fd: proto.Int32(int32(inheritBase + i))})
+	}
+	s, err := serve(o.Criu, o.Stdio, files...)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err := s.close(); err != nil && retErr == nil {
+			retErr = fmt.Errorf("criu: %w", err)
+		}
+	}()
+	criuPid := s.cmd.Process.Pid
+	if o.Started != nil {
+		if err := o.Started(criuPid); err != nil {
+			return 0, err
+		}
+	}
+	if o.JoinCgroups != nil {
+		roots, err := o.JoinCgroups(criuPid)
+		if err != nil {
+			return 0, err
+		}
+		for _, r := range roots {
+			opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: proto.String(r.Controller), Path: proto.String(r.Path)})
+		}
+	}
+	stage := o.Stage
+	if stage == nil {
+		stage = func(Stage) error { return nil }
+	}
+	resp, err := s.do(ctx, &rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}, stage)
+	if err != nil {
+		return 0, err
+	}
+	return int(resp.GetRestore().GetPid()), nil
+}
