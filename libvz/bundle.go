@@ -1,0 +1,139 @@
+package libvz
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Annotations of config.json that libvz acts upon.
+const (
+	// annotationRootfs = "idmap" asks for a rootfs whose owners on disk are
+	// not shifted: it is mounted with the user namespace's mapping.
+	annotationRootfs = "org.vzrun.rootfs"
+	// annotationGuest names the init ("systemd") of a whole operating
+	// system; without it the container is an ordinary one.
+	annotationGuest = "org.vzrun.guest"
+)
+
+// maxConfigSize bounds config.json; real ones have a few ten kilobytes.
+const maxConfigSize = 16 << 20
+
+// LoadSpec reads and checks the config.json of a bundle. The rootfs must be a
+// directory, and one given by a relative path must not lead out of the bundle.
+func LoadSpec(bundle string) (*specs.Spec, error) {
+	spec, _, err := loadSpec(bundle)
+	return spec, err
+}
+
+// loadSpec also returns the bundle's absolute path.
+func loadSpec(bundle string) (*specs.Spec, string, error) {
+	dir, err := filepath.Abs(bundle)
+	if err != nil {
+		return nil, "", err
+	}
+	path := filepath.Join(dir, "config.json")
+	data, err := readConfig(path)
+	if err != nil {
+		return nil, "", err
+	}
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(data, spec); err != nil {
+		return nil, "", withHint("`vzrun spec` writes a valid one", "%s is no valid JSON configuration: %w", path, err)
+	}
+	if err := checkSpec(spec); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", path, err)
+	}
+	spec.Root.Path, err = resolveRootfs(dir, spec.Root.Path)
+	if err != nil {
+		return nil, "", err
+	}
+	return spec, dir, nil
+}
+
+func readConfig(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, withHint("name the bundle with --bundle, or write one with `vzrun spec`", "no config.json in bundle %s: %w", filepath.Dir(path), err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxConfigSize {
+		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxConfigSize)
+	}
+	return os.ReadFile(path)
+}
+
+func checkSpec(spec *specs.Spec) error {
+	major, _, _ := strings.Cut(spec.Version, ".")
+	switch {
+	case spec.Version == "":
+		return errors.New("ociVersion is missing")
+	case major != "1":
+		return withHint("version 1.x of the runtime specification is understood", "ociVersion %q: %w", spec.Version, ErrUnsupported)
+	case spec.Root == nil || spec.Root.Path == "":
+		return errors.New("root.path is missing")
+	case spec.Linux == nil:
+		return errors.New("the linux section is missing")
+	case spec.Process == nil:
+		return errors.New("the process section is missing")
+	}
+	return checkProcess(spec.Process)
+}
+
+// resolveRootfs returns the rootfs as an absolute path without symbolic links.
+// A relative path is resolved below the bundle: a link in an unpacked bundle
+// could otherwise make any directory of the host somebody's root.
+func resolveRootfs(bundle, path string) (string, error) {
+	resolved := path
+	if !filepath.IsAbs(path) {
+		resolved = filepath.Join(bundle, path)
+	}
+	resolved, err := filepath.EvalSymlinks(resolved)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", withHint("root.path in config.json is relative to the bundle", "rootfs %s: %w", filepath.Join(bundle, path), fs.ErrNotExist)
+	}
+	if err != nil {
+		return "", fmt.Errorf("rootfs: %w", err)
+	}
+	if !filepath.IsAbs(path) {
+		home, err := filepath.EvalSymlinks(bundle)
+		if err != nil {
+			return "", err
+		}
+		if resolved != home && !strings.HasPrefix(resolved, home+"/") {
+			return "", withHint("give its absolute path in config.json if that is meant", "rootfs %s leads out of the bundle, to %s", path, resolved)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(resolved, &st); err != nil {
+		return "", fmt.Errorf("rootfs %s: %w", resolved, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return "", fmt.Errorf("rootfs %s is not a directory", resolved)
+	}
+	return resolved, nil
+}
+
+// wantsIDMap tells whether the rootfs is to be mounted id-mapped.
+func wantsIDMap(spec *specs.Spec) (bool, error) {
+	switch v := spec.Annotations[annotationRootfs]; v {
+	case "":
+		return false, nil
+	case "idmap":
+		if len(spec.Linux.UIDMappings) == 0 || len(spec.Linux.GIDMappings) == 0 {
+			return false, fmt.Errorf("annotation %s=idmap needs a user namespace with mappings", annotationRootfs)
+		}
+		return true, nil
+	default:
+		return false, fmt.Errorf("annotation %s: unknown value %q, idmap is known", annotationRootfs, v)
+	}
+}

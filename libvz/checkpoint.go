@@ -1,0 +1,287 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// CheckpointOptions of Checkpoint.
+type CheckpointOptions struct {
+	// ImagePath is the directory of the checkpoint. It is created; one
+	// that holds a checkpoint already is refused.
+	ImagePath string
+	// WorkPath is where CRIU's log and statistics go; "" = ImagePath.
+	WorkPath string
+	// ParentPath is an earlier pre-dump, relative to ImagePath; pages
+	// unchanged since are not saved again.
+	ParentPath string
+	// LeaveRunning lets the container go on; PreDump saves memory only,
+	// and lets it go on too.
+	LeaveRunning, PreDump bool
+	// TCPEstablished keeps open TCP connections, ExtUnixSockets unix
+	// sockets that are connected to the outside, ShellJob terminals that
+	// come from outside, FileLocks file locks (always kept for a whole
+	// operating system), LinkRemap files that are open and deleted.
+	TCPEstablished, ExtUnixSockets, ShellJob, FileLocks, LinkRemap bool
+	// ManageCgroups is CRIU's mode: "", ignore, none, props, soft, full,
+	// strict.
+	ManageCgroups string
+}
+
+// Checkpoint saves a running container as a directory of images. The container
+// is then gone, as if it were deleted, unless LeaveRunning or PreDump is set;
+// its bundle and rootfs stay as they are. On an error it runs as before.
+//
+// The images are durable before the first task ends. Errors wrap ErrStatus,
+// ErrBusy, ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
+// ErrRefused (what runs in the guest cannot be saved) as they fit.
+func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats, error) {
+	var stats *Stats
+	begun := time.Now()
+	err := c.change("checkpoint", func(e *store.Entry) error {
+		if err := c.need(libcontainer.Running); err != nil {
+			return err
+		}
+		var err error
+		stats, err = c.checkpoint(ctx, e, o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	stats.Dump = time.Since(begun)
+	return stats, nil
+}
+
+func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o CheckpointOptions) (*Stats, error) {
+	images, err := filepath.Abs(o.ImagePath)
+	if err != nil || o.ImagePath == "" {
+		return nil, withHint("name one with --image-path", "no image directory")
+	}
+	work := images
+	if o.WorkPath != "" {
+		if work, err = filepath.Abs(o.WorkPath); err != nil {
+			return nil, err
+		}
+	}
+	path, version, err := c.host.findCriu(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.prepareDump(images, o)
+	if err != nil {
+		return nil, err
+	}
+	d.manifest.Criu, d.opts.Criu = version, path
+	if err := newImageDir(images); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(work, 0o700); err != nil {
+		return nil, fmt.Errorf("create work directory: %w", err)
+	}
+	d.opts.Images, d.opts.Work = images, work
+	if err := e.Begin(store.Operation{Name: "checkpoint", Cgroups: d.state.CgroupPaths, Init: d.opts.Pid}); err != nil {
+		return nil, err
+	}
+	return c.dump(ctx, e, d)
+}
+
+// dumpPlan is what prepareDump found out.
+type dumpPlan struct {
+	state    *libcontainer.State
+	manifest manifest
+	opts     criu.DumpOptions
+}
+
+// prepareDump looks at the container, refuses what cannot be saved and gathers
+// what CRIU does not save. It changes nothing.
+func (c *Container) prepareDump(images string, o CheckpointOptions) (*dumpPlan, error) {
+	st, err := c.lc.State()
+	if err != nil {
+		return nil, err
+	}
+	pids, err := c.lc.Processes()
+	if err != nil {
+		return nil, err
+	}
+	tasks, err := tasksOf(st.InitProcessPid, pids)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuse(findObstacles(tasks)); err != nil {
+		return nil, err
+	}
+	spec, _, err := loadSpec(c.bundle())
+	if err != nil {
+		return nil, err
+	}
+	d := &dumpPlan{state: st, manifest: manifest{
+		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
+		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
+	}}
+	system := c.annotation(annotationGuest) != ""
+	if system && st.CgroupPaths[""] != "" {
+		tree, err := cgroup.Save(st.CgroupPaths[""], spec.Linux.UIDMappings, spec.Linux.GIDMappings)
+		if err != nil {
+			return nil, fmt.Errorf("record the guest's cgroups: %w", err)
+		}
+		d.manifest.Cgroups = &tree
+	}
+	if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
+		if d.manifest.Links, err = vnet.Capture(st.InitProcessPid); err != nil {
+			return nil, fmt.Errorf("record network links: %w", err)
+		}
+	}
+	mounts, err := externalMounts(&st.Config, false)
+	if err != nil {
+		return nil, err
+	}
+	d.opts = criu.DumpOptions{
+		Common: criu.Common{
+			Root: st.Config.Rootfs, Mounts: append(mounts, maskedFiles(&st.Config, st.InitProcessPid)...),
+			ManageCgroups: o.ManageCgroups, TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets,
+			ShellJob: o.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: o.LinkRemap || system,
+		},
+		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
+		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump,
+	}
+	return d, nil
+}
+
+// freezer returns the cgroup that CRIU may freeze. On a pure cgroup2 host that
+// is the container's one cgroup.
+func freezer(st *libcontainer.State) string {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return st.CgroupPaths[""]
+	}
+	return st.CgroupPaths["freezer"]
+}
+
+// dump runs CRIU and commits at its post-dump stage: until that is granted the
+// guest can run on, and after it the images are whole.
+func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Stats, error) {
+	c.host.event(Event{ID: c.id, Step: "dumping"})
+	sealed := false
+	d.opts.Started = func(pid int) error {
+		start, err := startTime(pid)
+		if err != nil {
+			return fmt.Errorf("criu: %w", err)
+		}
+		e.Operation.Criu, e.Operation.CriuStart = pid, start
+		return e.Save()
+	}
+	d.opts.Stage = func(s criu.Stage) error {
+		if s.Name != "post-dump" {
+			return nil
+		}
+		if err := d.manifest.seal(d.opts.Images); err != nil {
+			return err
+		}
+		sealed = true
+		if d.opts.LeaveRunning || d.opts.PreDump {
+			return nil
+		}
+		return e.Step(stepCommitted)
+	}
+	begun := time.Now()
+	measured, err := criu.Dump(ctx, d.opts)
+	took := time.Since(begun)
+	if err != nil {
+		return nil, errors.Join(c.explainDump(err), c.host.undoCheckpoint(e))
+	}
+	if !sealed { // a pre-dump has no post-dump stage
+		if err := d.manifest.seal(d.opts.Images); err != nil {
+			return nil, errors.Join(err, e.End())
+		}
+	}
+	stats := &Stats{
+		Operation: "checkpoint", Frozen: measured.Frozen, Criu: took, Bytes: d.manifest.Bytes,
+		Pages: measured.Pages, Tasks: d.manifest.Tasks, Attempts: measured.Attempts,
+	}
+	if d.opts.LeaveRunning || d.opts.PreDump {
+		return stats, e.End()
+	}
+	c.host.event(Event{ID: c.id, Step: "removing"})
+	return stats, c.afterDump(ctx, e)
+}
+
+// afterDump removes what is left of a container that lives on in its images.
+func (c *Container) afterDump(ctx context.Context, e *store.Entry) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := c.host.erase(ctx, e); err != nil {
+		return err
+	}
+	return c.lc.Destroy()
+}
+
+// explainDump names the guest's unit where CRIU names a task.
+func (c *Container) explainDump(err error) error {
+	var ce *criu.Error
+	if !errors.As(err, &ce) {
+		return err
+	}
+	if t, ok := c.taskOf(ce.Pid); ok && ce.Cause != "" {
+		who := fmt.Sprintf("process %q", t.Command)
+		if t.Unit != "" {
+			who = "unit " + t.Unit
+		}
+		return withHint(ce.Remedy, "%w; it is %s (pid %d in the guest)", err, who, t.Guest)
+	}
+	return withHint(ce.Remedy, "%w", err)
+}
+
+// taskOf finds a task by the pid that CRIU's log gives, which is the host's in
+// some messages and the guest's in others.
+func (c *Container) taskOf(pid int) (task, bool) {
+	init, err := c.initPid()
+	if err != nil || pid == 0 {
+		return task{}, false
+	}
+	pids, err := c.lc.Processes()
+	if err != nil {
+		return task{}, false
+	}
+	tasks, err := tasksOf(init, pids)
+	if err != nil {
+		return task{}, false
+	}
+	for _, t := range tasks {
+		if t.Pid == pid {
+			return t, true
+		}
+	}
+	for _, t := range tasks {
+		if t.Guest == pid {
+			return t, true
+		}
+	}
+	return task{}, false
+}
+
+// findCriu returns the criu to use and its version, 4.2.1 as 40201.
+func (h *Host) findCriu(ctx context.Context) (string, int, error) {
+	const hint = "install CRIU 4.2 or newer (contrib/bootstrap --runtime does), or name one with --criu"
+	path, err := criu.Find(h.opts.Criu)
+	if err != nil {
+		return "", 0, withHint(hint, "%w: %w", ErrUnsupported, err)
+	}
+	v, err := criu.CheckVersion(ctx, path)
+	if errors.Is(err, criu.ErrTooOld) {
+		return "", 0, withHint(hint, "%w: %w", ErrUnsupported, err)
+	}
+	return path, v, err
+}

@@ -1,0 +1,226 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/utils"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/store"
+)
+
+// Container is a handle to one container.
+//
+// A container is created (its init waits to be told to go), running, paused or
+// stopped; Checkpoint stops it unless told otherwise, and Restore makes it
+// running again, here or under another id. Methods that change it take its
+// lock, so one wins and the others get ErrBusy; after a process is killed in
+// the middle of one, the next that loads the container undoes or finishes what
+// was begun. Reading methods take no lock.
+type Container struct {
+	host *Host
+	id   string
+	lc   *libcontainer.Container
+	init *Process // set on the handle that Create or Restore returned
+}
+
+// State is what runc's state and list verbs show of a container.
+type State struct {
+	// Version is the runtime specification's, of the state's format.
+	Version string `json:"ociVersion"`
+	ID      string `json:"id"`
+	// Pid is the init's in the caller's pid namespace; 0 when stopped.
+	Pid int `json:"pid"`
+	// Status is created, running, paused or stopped.
+	Status      string            `json:"status"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	// Owner is the name of the user that created the container, a number
+	// where the host knows no name.
+	Owner string `json:"owner"`
+}
+
+// ID returns the container's id.
+func (c *Container) ID() string { return c.id }
+
+// Init returns the container's first process, on the handle that Create or
+// Restore returned: the caller is its parent and may wait for it. On a loaded
+// handle it is nil.
+func (c *Container) Init() *Process { return c.init }
+
+// State derives the state from the kernel and the state directory.
+func (c *Container) State() (State, error) {
+	oci, err := c.lc.OCIState()
+	if err != nil {
+		return State{}, fail("state", c.id, err)
+	}
+	st, err := c.lc.State()
+	if err != nil {
+		return State{}, fail("state", c.id, err)
+	}
+	return State{
+		Version:     oci.Version,
+		ID:          c.id,
+		Pid:         oci.Pid,
+		Status:      string(oci.Status),
+		Bundle:      oci.Bundle,
+		Rootfs:      st.Config.Rootfs,
+		Created:     st.Created,
+		Annotations: oci.Annotations,
+		Owner:       owner(c.host.opts.Root, c.id),
+	}, nil
+}
+
+func owner(root, id string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(root+"/"+id, &st); err != nil {
+		return ""
+	}
+	uid := strconv.Itoa(int(st.Uid))
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return uid
+}
+
+func (c *Container) bundle() string {
+	dir, _ := utils.Annotations(c.lc.Config().Labels)
+	return dir
+}
+
+func (c *Container) annotation(key string) string {
+	_, all := utils.Annotations(c.lc.Config().Labels)
+	return all[key]
+}
+
+// change runs fn under the container's lock, with the state as it is then.
+func (c *Container) change(op string, fn func(*store.Entry) error) error {
+	entry, err := c.host.lock(c.id)
+	if err != nil {
+		return fail(op, c.id, err)
+	}
+	defer entry.Close()
+	lc, err := libcontainer.Load(c.host.opts.Root, c.id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return fail(op, c.id, ErrNotExist)
+	}
+	if err != nil {
+		return fail(op, c.id, err)
+	}
+	c.lc = lc
+	return fail(op, c.id, fn(entry))
+}
+
+// need fails unless the container's status is one of want.
+func (c *Container) need(want ...libcontainer.Status) error {
+	is, err := c.lc.Status()
+	if err != nil {
+		return err
+	}
+	for _, w := range want {
+		if is == w {
+			return nil
+		}
+	}
+	hint := ""
+	switch {
+	case is == libcontainer.Paused:
+		hint = "resume it first"
+	case is == libcontainer.Created:
+		hint = "start it first"
+	case is == libcontainer.Stopped:
+		hint = "restore it from a checkpoint, or delete and create it again"
+	case want[0] == libcontainer.Stopped:
+		hint = "stop or kill it first, or use --force"
+	}
+	return withHint(hint, "%w: it is %s", ErrStatus, is)
+}
+
+// Start lets the init of a created container go.
+func (c *Container) Start(context.Context) error {
+	return c.change("start", func(*store.Entry) error {
+		if err := c.need(libcontainer.Created); err != nil {
+			return err
+		}
+		return c.lc.Exec()
+	})
+}
+
+// Signal sends sig to the init, without the lock: signals may come at any
+// time. SIGKILL ends a paused container too.
+func (c *Container) Signal(sig syscall.Signal) error {
+	err := c.lc.Signal(sig)
+	if errors.Is(err, libcontainer.ErrNotRunning) {
+		err = fmt.Errorf("%w: %w", ErrStatus, err)
+	}
+	return fail("kill", c.id, err)
+}
+
+// Kill sends sig to the init, or with all to every process of the container.
+func (c *Container) Kill(_ context.Context, sig syscall.Signal, all bool) error {
+	if !all {
+		return c.Signal(sig)
+	}
+	pids, err := c.Pids()
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return fail("kill", c.id, fmt.Errorf("%w: container not running", ErrStatus))
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fail("kill", c.id, fmt.Errorf("signal %d: %w", pid, err))
+		}
+	}
+	return nil
+}
+
+// Pause freezes all processes. It is idempotent.
+func (c *Container) Pause(context.Context) error {
+	return c.change("pause", func(*store.Entry) error {
+		if err := c.need(libcontainer.Running, libcontainer.Created, libcontainer.Paused); err != nil {
+			return err
+		}
+		return c.lc.Pause()
+	})
+}
+
+// Resume thaws a paused container.
+func (c *Container) Resume(context.Context) error {
+	return c.change("resume", func(*store.Entry) error {
+		if err := c.need(libcontainer.Paused); err != nil {
+			return err
+		}
+		return c.lc.Resume()
+	})
+}
+
+// Pids lists the container's processes, in the caller's pid namespace.
+func (c *Container) Pids() ([]int, error) {
+	pids, err := c.lc.Processes()
+	return pids, fail("ps", c.id, err)
+}
+
+// initPid returns the pid of the running init, or an error that wraps
+// ErrStatus.
+func (c *Container) initPid() (int, error) {
+	st, err := c.lc.OCIState()
+	if err != nil {
+		return 0, err
+	}
+	if st.Status == specs.StateStopped || st.Pid <= 0 {
+		return 0, fmt.Errorf("%w: it is stopped", ErrStatus)
+	}
+	return st.Pid, nil
+}

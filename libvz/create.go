@@ -1,0 +1,250 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/guest"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+)
+
+// CreateOptions of Create; the zero value is ready for use.
+type CreateOptions struct {
+	Stdio
+	// NoPivot uses chroot(2) in place of pivot_root(2), for a rootfs on
+	// the initial ramdisk.
+	NoPivot bool
+	// NoNewKeyring leaves the caller's session keyring in place.
+	NoNewKeyring bool
+}
+
+// Create makes a container from a bundle. Its namespaces, cgroups and mounts
+// exist and its init waits for Start. On an error nothing is left behind.
+// ErrExist, ErrInvalidID and ErrBusy are returned as they fit.
+func (h *Host) Create(ctx context.Context, id, bundle string, o CreateOptions) (*Container, error) {
+	c, err := h.create(ctx, id, bundle, o)
+	return c, fail("create", id, err)
+}
+
+func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (_ *Container, retErr error) {
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	spec, bundle, err := loadSpec(bundle)
+	if err != nil {
+		return nil, err
+	}
+	p, err := newProcess(spec.Process, o.Stdio)
+	if err != nil {
+		return nil, err
+	}
+	p.Init, p.LogLevel = true, h.opts.LogLevel
+
+	entry, err := h.claim(id, spec, bundle)
+	if err != nil {
+		return nil, err
+	}
+	defer entry.Close()
+	n := &nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
+	defer func() { retErr = n.settle("create", retErr) }()
+	err = n.build("create", func() error {
+		if err := n.coverRootfs(); err != nil {
+			return err
+		}
+		return n.lc.Start(p)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := n.prepareGuest(); err != nil {
+		return nil, err
+	}
+	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}}, nil
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return withHint("run it as root", "%w: user id %d may not create containers", ErrUnsupported, os.Geteuid())
+	}
+	return nil
+}
+
+// claim takes the lock of an id that no container has yet.
+func (h *Host) claim(id string, spec *specs.Spec, bundle string) (*store.Entry, error) {
+	entry, err := h.lock(id)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(filepath.Join(h.opts.Root, id)); err == nil {
+		entry.Close()
+		return nil, withHint("choose another id, or delete that container", "%w", ErrExist)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		entry.Close()
+		return nil, err
+	}
+	entry.Bundle, entry.Rootfs = bundle, spec.Root.Path
+	return entry, nil
+}
+
+// nascent is a container that is being made, by Create or Restore.
+type nascent struct {
+	host               *Host
+	entry              *store.Entry
+	id, bundle         string
+	spec               *specs.Spec
+	noPivot, noKeyring bool
+
+	config *configs.Config
+	lc     *libcontainer.Container
+	userns *os.File // nil unless the rootfs is id-mapped
+}
+
+// build converts the configuration, journals the operation, makes
+// libcontainer's container and runs fn, all in private mounts and with the
+// bundle as working directory (relative mount sources are below it).
+func (n *nascent) build(op string, fn func() error) error {
+	mapped, err := wantsIDMap(n.spec)
+	if err != nil {
+		return err
+	}
+	if mapped {
+		n.userns, err = usernsFile(n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings)
+		if err != nil {
+			return err
+		}
+		defer n.userns.Close()
+	}
+	return inPrivateMounts(func() error {
+		if err := unix.Chdir(n.bundle); err != nil {
+			return fmt.Errorf("enter bundle: %w", err)
+		}
+		n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+			CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
+			NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
+		})
+		if err != nil {
+			return err
+		}
+		// libcontainer asks getcwd(2) by way of $PWD, which is the
+		// process's, not this thread's.
+		n.config.Labels = withBundle(n.config.Labels, n.bundle)
+		cm, err := manager.New(n.config.Cgroups)
+		if err != nil {
+			return err
+		}
+		if err := ownCgroups(cm.GetPaths()); err != nil {
+			return err
+		}
+		if err := n.entry.Begin(store.Operation{Name: op, Cgroups: cm.GetPaths()}); err != nil {
+			return err
+		}
+		n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)
+		if err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// ownCgroups refuses cgroups in which somebody runs already: an undo ends what
+// is in the container's cgroups, so they must be its own from the beginning.
+func ownCgroups(paths map[string]string) error {
+	for _, p := range paths {
+		pids, err := cgroup.Procs(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if len(pids) > 0 {
+			return withHint("set another linux.cgroupsPath in config.json", "container's cgroup is not empty: %d process(es) found in %s", len(pids), p)
+		}
+	}
+	return nil
+}
+
+func withBundle(labels []string, bundle string) []string {
+	out := make([]string, 0, len(labels)+1)
+	for _, l := range labels {
+		if !strings.HasPrefix(l, "bundle=") {
+			out = append(out, l)
+		}
+	}
+	return append(out, "bundle="+bundle)
+}
+
+// coverRootfs gives the calling thread's mount namespace the id-mapped view of
+// the rootfs, where one is wanted.
+func (n *nascent) coverRootfs() error {
+	if n.userns == nil {
+		return nil
+	}
+	return coverRootfs(n.config.Rootfs, n.userns)
+}
+
+// settle ends the operation: on success the journal entry goes, on failure
+// everything that it names.
+func (n *nascent) settle(op string, failed error) error {
+	if failed == nil {
+		return n.entry.End()
+	}
+	if n.entry.Operation == nil {
+		return failed
+	}
+	if err := n.host.undo(n.entry); err != nil {
+		return errors.Join(failed, fmt.Errorf("clean up after the failed %s: %w", op, err))
+	}
+	return failed
+}
+
+// prepareGuest hands a whole operating system its cgroup subtree and the
+// settings in /run that it needs, before its init runs.
+func (n *nascent) prepareGuest() error {
+	init := n.spec.Annotations[annotationGuest]
+	if init == "" {
+		return nil
+	}
+	st, err := n.lc.State()
+	if err != nil {
+		return err
+	}
+	uid, gid, err := rootIDs(n.config)
+	if err != nil {
+		return err
+	}
+	if path := st.CgroupPaths[""]; path != "" {
+		if err := cgroup.Delegate(path, uid, gid); err != nil {
+			return fmt.Errorf("delegate cgroup: %w", err)
+		}
+	}
+	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
+		return fmt.Errorf("prepare the guest's /run: %w", err)
+	}
+	return nil
+}
+
+// rootIDs returns the host's ids of the container's root.
+func rootIDs(config *configs.Config) (uid, gid int, err error) {
+	if uid, err = config.HostRootUID(); err != nil {
+		return 0, 0, err
+	}
+	gid, err = config.HostRootGID()
+	return uid, gid, err
+}

@@ -1,0 +1,285 @@
+package libvz
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestCheckID(t *testing.T) {
+	for _, id := range []string{"a", "web-1", "a.b_c+d", "0", "..a", strings.Repeat("x", maxIDLength)} {
+		if err := CheckID(id); err != nil {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	for _, id := range []string{"", ".", "..", "a/b", "../a", "/", "a b", "ä", "a\x00", "@", "a\n", strings.Repeat("x", maxIDLength+1)} {
+		if err := CheckID(id); !errors.Is(err, ErrInvalidID) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+}
+
+func TestParseStartTime(t *testing.T) {
+	tail := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21\n"
+	for _, comm := range []string{"(sh)", "(a b)", "(evil) S 1 (x)", "())"} {
+		got, err := parseStartTime("77 " + comm + tail)
+		if err != nil || got != 4242 {
+			t.Errorf("%s: %d, %v", comm, got, err)
+		}
+	}
+	for _, bad := range []string{"", "1 (sh", "1 (sh) S 1 2", "1 (sh) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x"} {
+		if _, err := parseStartTime(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestFreeIDs(t *testing.T) {
+	first, err := freeIDs(nil, 0)
+	if err != nil || first != firstID {
+		t.Fatalf("first free: %d, %v", first, err)
+	}
+	// A range that only touches the slot takes it too.
+	next, err := freeIDs([]idSpan{{firstID + idRange - 1, 1}}, 0)
+	if err != nil || next != firstID+idRange {
+		t.Errorf("after one: %d, %v", next, err)
+	}
+	// The search wraps around.
+	last := uint32((lastID - firstID) / idRange)
+	got, err := freeIDs([]idSpan{{lastID, idRange}}, last)
+	if err != nil || got != firstID {
+		t.Errorf("wrapped: %d, %v", got, err)
+	}
+	if _, err := freeIDs([]idSpan{{0, 1 << 32}}, 7); err == nil {
+		t.Error("found a free range where there is none")
+	}
+	if uint64(lastID)+idRange > 1<<32-1 {
+		t.Error("the last range holds the invalid id")
+	}
+}
+
+func TestSubordinateIDs(t *testing.T) {
+	got := subordinateIDs(strings.NewReader("root:100000:65536\n# no\nbad:x:1\n\nu:200000:1000"))
+	if len(got) != 2 || got[0] != (idSpan{100000, 65536}) || got[1] != (idSpan{200000, 1000}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestUnitOf(t *testing.T) {
+	for path, want := range map[string]string{
+		"/vz/web/system.slice/nginx.service":                         "nginx.service",
+		"/vz/web/system.slice/a.service/payload":                     "a.service",
+		"/vz/web/user.slice/user-0.slice/session-1.scope":            "session-1.scope",
+		"/vz/web/user.slice/user-0.slice/user@0.service/app.slice/x": "user@0.service",
+		"/vz/web/init.scope":                                         "",
+		"/vz/web":                                                    "",
+		"/":                                                          "",
+		"":                                                           "",
+	} {
+		if got := unitOf(path); got != want {
+			t.Errorf("%q: %q, want %q", path, got, want)
+		}
+	}
+}
+
+func TestFindObstacles(t *testing.T) {
+	ns := func(user, uts uint64) map[string]uint64 {
+		return map[string]uint64{"user": user, "uts": uts, "ipc": 3, "pid": 4}
+	}
+	init := task{Pid: 100, Parent: 1, Guest: 1, Command: "systemd", Namespaces: ns(1, 2)}
+	plain := task{Pid: 101, Parent: 100, Guest: 20, Command: "nginx", Unit: "nginx.service", Namespaces: ns(1, 2)}
+	private := task{Pid: 102, Parent: 100, Guest: 21, Command: "sleep", Unit: "pu.service", Namespaces: ns(9, 2)}
+	session := task{Pid: 103, Parent: 7, Guest: 22, Command: "bash", Namespaces: ns(1, 2)}
+
+	if got := findObstacles([]task{init, plain}); len(got) != 0 {
+		t.Errorf("a plain guest: %v", got)
+	}
+	if err := refuse(nil); err != nil {
+		t.Errorf("nothing found: %v", err)
+	}
+	found := findObstacles([]task{init, plain, private, session})
+	if len(found) != 2 {
+		t.Fatalf("found %v", found)
+	}
+	err := fail("checkpoint", "web", refuse(found))
+	if !errors.Is(err, ErrRefused) {
+		t.Errorf("not ErrRefused: %v", err)
+	}
+	for _, want := range []string{"pu.service", "pid 21", "user namespace", `"bash"`, "pid 22"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not name %s", err, want)
+		}
+	}
+	var e *Error
+	if !errors.As(err, &e) || !strings.Contains(e.Hint, "PrivateUsers=no") {
+		t.Errorf("hint: %+v", e)
+	}
+}
+
+func TestResolveRootfs(t *testing.T) {
+	outside := t.TempDir()
+	bundle := t.TempDir()
+	for link, target := range map[string]string{"out": outside, "in": "real", "up": "../" + filepath.Base(outside), "file": "config.json"} {
+		if err := os.Symlink(target, filepath.Join(bundle, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(bundle, "real"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, good := range []string{"real", "in", "./real", outside} {
+		if _, err := resolveRootfs(bundle, good); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"out", "up", "file", "none", "..", "real/../../" + filepath.Base(outside), "config.json"} {
+		if got, err := resolveRootfs(bundle, bad); err == nil {
+			t.Errorf("%s resolved to %s", bad, got)
+		}
+	}
+}
+
+func TestCheckSpec(t *testing.T) {
+	good := func() *specs.Spec {
+		return &specs.Spec{
+			Version: "1.2.0", Root: &specs.Root{Path: "rootfs"}, Linux: &specs.Linux{},
+			Process: &specs.Process{Cwd: "/", Args: []string{"sh"}},
+		}
+	}
+	if err := checkSpec(good()); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*specs.Spec){
+		"no version":   func(s *specs.Spec) { s.Version = "" },
+		"version 2":    func(s *specs.Spec) { s.Version = "2.0.0" },
+		"no root":      func(s *specs.Spec) { s.Root = nil },
+		"no linux":     func(s *specs.Spec) { s.Linux = nil },
+		"no process":   func(s *specs.Spec) { s.Process = nil },
+		"no args":      func(s *specs.Spec) { s.Process.Args = nil },
+		"relative cwd": func(s *specs.Spec) { s.Process.Cwd = "tmp" },
+	} {
+		s := good()
+		spoil(s)
+		if checkSpec(s) == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+}
+
+func TestSameGuest(t *testing.T) {
+	spec := func() *specs.Spec {
+		return &specs.Spec{
+			Version: "1.2.0", Hostname: "a", Root: &specs.Root{Path: "/a"},
+			Process:     &specs.Process{Args: []string{"/sbin/init"}, Env: []string{"container_uuid=11", "container=vzrun"}},
+			Annotations: map[string]string{annotationRootfs: "idmap"},
+			Mounts:      []specs.Mount{{Destination: "/proc", Type: "proc"}},
+			Linux: &specs.Linux{
+				Namespaces:  []specs.LinuxNamespace{{Type: "pid"}},
+				UIDMappings: []specs.LinuxIDMapping{{HostID: 1 << 20, Size: 65536}},
+			},
+		}
+	}
+	clone := spec()
+	clone.Hostname, clone.Root.Path = "b", "/b"
+	if err := sameGuest(spec(), clone); err != nil {
+		t.Errorf("a clone: %v", err)
+	}
+	for name, change := range map[string]func(*specs.Spec){
+		"uuid":       func(s *specs.Spec) { s.Process.Env[0] = "container_uuid=22" },
+		"args":       func(s *specs.Spec) { s.Process.Args = []string{"sh"} },
+		"ids":        func(s *specs.Spec) { s.Linux.UIDMappings[0].HostID = 2 << 20 },
+		"namespaces": func(s *specs.Spec) { s.Linux.Namespaces = nil },
+		"mounts":     func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
+		"rootfs":     func(s *specs.Spec) { s.Annotations = nil },
+	} {
+		other := spec()
+		change(other)
+		if sameGuest(spec(), other) == nil {
+			t.Errorf("%s: taken for the same guest", name)
+		}
+	}
+}
+
+func TestManifest(t *testing.T) {
+	dir := t.TempDir()
+	if err := newImageDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(dir, "inventory.img")
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("inventory.img", "inventory")
+	write("dump.log", "not an image")
+	m := &manifest{ID: "web", Spec: &specs.Spec{Linux: &specs.Linux{}}}
+	if err := m.seal(dir); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readManifest(dir)
+	if err != nil || got.ID != "web" || got.Bytes != int64(len("inventory")) || len(got.Files) != 1 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if err := newImageDir(dir); !errors.Is(err, ErrExist) {
+		t.Errorf("overwriting a checkpoint: %v", err)
+	}
+
+	write("inventory.img", "inv")
+	if _, err := readManifest(dir); err == nil || !strings.Contains(err.Error(), "inventory.img has 3 bytes, 9") {
+		t.Errorf("truncated: %v", err)
+	}
+	if err := os.Remove(image); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readManifest(dir); err == nil || !strings.Contains(err.Error(), "missing") {
+		t.Errorf("missing: %v", err)
+	}
+	for name, spoil := range map[string]func(*manifest){
+		"newer":   func(m *manifest) { m.Format = 99 },
+		"foreign": func(m *manifest) { m.Arch = "not-" + runtime.GOARCH },
+		"predump": func(m *manifest) { m.PreDump = true },
+		"escape":  func(m *manifest) { m.Files["../x.img"] = 1 },
+		"empty":   func(m *manifest) { m.Files = nil },
+		"no spec": func(m *manifest) { m.Spec = nil },
+	} {
+		write("inventory.img", "inventory")
+		bad := *got
+		bad.Files = map[string]int64{"inventory.img": 9}
+		spoil(&bad)
+		data, err := json.Marshal(&bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(manifestName, string(data))
+		if _, err := readManifest(dir); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	write(manifestName, "{")
+	if _, err := readManifest(dir); err == nil {
+		t.Error("garbage was accepted")
+	}
+}
+
+func TestSubCgroups(t *testing.T) {
+	if got, err := subCgroups("cpu,memory:sub"); err != nil || got["cpu"] != "sub" || got["memory"] != "sub" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := subCgroups("sub"); err != nil || got[""] != "sub" {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := subCgroups("cpu,:sub"); err == nil {
+		t.Error("an empty controller was accepted")
+	}
+}

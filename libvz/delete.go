@@ -1,0 +1,150 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/guest"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+)
+
+// killTimeout bounds the wait for processes that got SIGKILL: they end as
+// soon as they leave the kernel.
+const killTimeout = 20 * time.Second
+
+// Delete removes a stopped container: its cgroups and its state; the bundle
+// and the rootfs stay. With force a container in any status is killed first;
+// without, one that is not stopped is an error that wraps ErrStatus. A
+// container that is created and not started may be deleted as it is.
+func (c *Container) Delete(ctx context.Context, force bool) error {
+	return c.change("delete", func(e *store.Entry) error {
+		if !force {
+			if err := c.need(libcontainer.Stopped, libcontainer.Created); err != nil {
+				return err
+			}
+		}
+		st, err := c.lc.State()
+		if err != nil {
+			return err
+		}
+		if err := e.Begin(store.Operation{Name: "delete", Cgroups: st.CgroupPaths}); err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		if err := c.end(ctx); err != nil {
+			return err
+		}
+		if err := c.host.erase(ctx, e); err != nil {
+			return err
+		}
+		// Nothing is left for it to remove; it runs the poststop hooks.
+		return c.lc.Destroy()
+	})
+}
+
+// end kills whatever runs in the container and waits until it is gone.
+func (c *Container) end(ctx context.Context) error {
+	pid, err := c.initPid()
+	if err != nil {
+		if errors.Is(err, ErrStatus) {
+			return nil
+		}
+		return err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open init: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := c.lc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) {
+		return err
+	}
+	if err := waitPidfd(ctx, fd); err != nil {
+		return fmt.Errorf("init does not end: %w", err)
+	}
+	return nil
+}
+
+// Stop asks the guest's init to shut the system down, and kills what is left
+// after grace. Zero grace kills at once. A container that is stopped already
+// is no error. The container is not deleted.
+func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
+	return c.change("stop", func(*store.Entry) error {
+		pid, err := c.initPid()
+		if errors.Is(err, ErrStatus) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("open init: %w", err)
+		}
+		defer unix.Close(fd)
+		if err := c.askToStop(ctx, fd, grace); err == nil {
+			return c.sweep(ctx)
+		} else if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		c.host.warn(c.id, "the guest did not stop within %s: killed", grace)
+		kctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		if err := c.end(kctx); err != nil {
+			return err
+		}
+		return c.sweep(kctx)
+	})
+}
+
+// askToStop sends the init's own stop signal and waits for its end.
+func (c *Container) askToStop(ctx context.Context, pidfd int, grace time.Duration) error {
+	if grace <= 0 {
+		return context.DeadlineExceeded
+	}
+	if st, err := c.lc.Status(); err != nil {
+		return err
+	} else if st == libcontainer.Paused {
+		if err := c.lc.Resume(); err != nil {
+			return err
+		}
+	}
+	sig := syscall.SIGTERM
+	if init := c.annotation(annotationGuest); init != "" {
+		sig = guest.StopSignal(guest.Init(init))
+	}
+	if err := c.Signal(sig); err != nil {
+		return err
+	}
+	c.host.event(Event{ID: c.id, Step: "stopping"})
+	gctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	return waitPidfd(gctx, pidfd)
+}
+
+// sweep waits until the last process that the init took with it is gone.
+func (c *Container) sweep(ctx context.Context) error {
+	st, err := c.lc.State()
+	if err != nil {
+		return err
+	}
+	paths := make([]string, 0, len(st.CgroupPaths))
+	for _, p := range st.CgroupPaths {
+		paths = append(paths, p)
+	}
+	return cgroup.KillAll(ctx, paths)
+}

@@ -1,0 +1,182 @@
+// Package libvz runs system containers: whole operating systems, from OCI
+// bundles, that can be checkpointed, restored and cloned.
+//
+// A Host is one node's containers, a Container a handle to one of them. Any
+// number of processes may hold handles to the same container; methods that
+// change it take the container's lock and return ErrBusy rather than wait.
+// Nothing is cached: every answer is derived from the kernel and the state
+// directory at the time of the call.
+package libvz
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	_ "github.com/opencontainers/cgroups/devices" // teaches the cgroup managers device rules
+	"github.com/opencontainers/runc/libcontainer"
+
+	"github.com/vzrun/vzrun/libvz/internal/store"
+)
+
+// DefaultRoot is the state directory where Options name none.
+const DefaultRoot = "/run/vzrun"
+
+// Options of a Host. The zero value is ready for use.
+type Options struct {
+	// Root is the state directory, "" is DefaultRoot. It is created when
+	// the first container is. It must not outlive a reboot.
+	Root string
+	// SystemdCgroup makes containers scopes of the host's systemd.
+	SystemdCgroup bool
+	// Criu is the criu executable; "" searches for it.
+	Criu string
+	// OnEvent is told the progress of long operations, from the goroutine
+	// that runs them; nil tells nobody.
+	OnEvent func(Event)
+	// LogLevel is what the container's first process logs until it becomes
+	// the guest's init, as a logrus level number; "" = errors only.
+	LogLevel string
+}
+
+// Event is a step of an operation, or a warning of one.
+type Event struct {
+	ID, Step string
+	// Done and Total are bytes; Total 0 = unknown.
+	Done, Total int64
+	Warning     string
+}
+
+// Host is one node's containers, below one state directory.
+type Host struct {
+	opts  Options
+	store *store.Store
+}
+
+// Open returns the host. It touches nothing.
+func Open(o Options) (*Host, error) {
+	if o.Root == "" {
+		o.Root = DefaultRoot
+	}
+	root, err := filepath.Abs(o.Root)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	o.Root = root
+	return &Host{opts: o, store: store.Open(root)}, nil
+}
+
+// maxIDLength keeps names of files and cgroups under NAME_MAX with room for
+// suffixes.
+const maxIDLength = 200
+
+// CheckID returns an error that wraps ErrInvalidID where id cannot name a
+// container: it must be 1 to 200 ASCII letters, digits, "_", "+", "-" and ".",
+// and neither "." nor "..".
+func CheckID(id string) error {
+	ok := id != "" && id != "." && id != ".." && len(id) <= maxIDLength
+	for i := 0; ok && i < len(id); i++ {
+		c := id[i]
+		ok = 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("_+-.", c) >= 0
+	}
+	if !ok {
+		return withHint("ids are made of letters, digits and the characters _ + - .", "%w: %q", ErrInvalidID, id)
+	}
+	return nil
+}
+
+// Load returns a handle to an existing container.
+func (h *Host) Load(id string) (*Container, error) {
+	if err := CheckID(id); err != nil {
+		return nil, fail("load", id, err)
+	}
+	c, err := h.load(id)
+	return c, fail("load", id, err)
+}
+
+// load heals before it looks: an operation whose process died is undone.
+func (h *Host) load(id string) (*Container, error) {
+	if r, err := h.store.Read(id); err == nil && r.Operation != nil {
+		entry, err := h.lock(id)
+		if err == nil {
+			entry.Close()
+		} else if !errors.Is(err, ErrBusy) {
+			return nil, err
+		}
+	}
+	lc, err := libcontainer.Load(h.opts.Root, id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return nil, ErrNotExist
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return &Container{host: h, id: id, lc: lc}, nil
+}
+
+// List returns the state of every container, sorted by id. A container whose
+// state cannot be read is left out; its error is in the joined error, beside
+// the states of the others.
+func (h *Host) List() ([]State, error) {
+	entries, err := os.ReadDir(h.opts.Root)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read state directory: %w", err)
+	}
+	states := []State{}
+	var errs []error
+	for _, e := range entries {
+		if !e.IsDir() || CheckID(e.Name()) != nil {
+			continue
+		}
+		c, err := h.load(e.Name())
+		if errors.Is(err, ErrNotExist) {
+			continue // deleted meanwhile, or being created
+		}
+		var s State
+		if err == nil {
+			s, err = c.State()
+		}
+		if err != nil {
+			errs = append(errs, fail("list", e.Name(), err))
+			continue
+		}
+		states = append(states, s)
+	}
+	sort.Slice(states, func(i, j int) bool { return states[i].ID < states[j].ID })
+	return states, errors.Join(errs...)
+}
+
+// lock takes the container's lock for a change. An operation that died in the
+// middle is undone first, so the caller finds the container as it was before
+// that one, or after it.
+func (h *Host) lock(id string) (*store.Entry, error) {
+	e, err := h.store.Lock(id)
+	if errors.Is(err, store.ErrLocked) {
+		return nil, withHint("wait until it is done and try again", "%w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if e.Operation == nil {
+		return e, nil
+	}
+	if err := h.undo(e); err != nil {
+		e.Close()
+		return nil, fmt.Errorf("clean up after an interrupted %s: %w", e.Operation.Name, err)
+	}
+	return e, nil
+}
+
+func (h *Host) event(e Event) {
+	if h.opts.OnEvent != nil {
+		h.opts.OnEvent(e)
+	}
+}
+
+func (h *Host) warn(id, format string, args ...any) {
+	h.event(Event{ID: id, Warning: fmt.Sprintf(format, args...)})
+}

@@ -1,0 +1,273 @@
+package libvz
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// manifestName is the file that makes a directory of CRIU images a checkpoint.
+// It is written last, so a directory without one is not a whole checkpoint.
+const manifestName = "vzrun.json"
+
+// manifestFormat is the version of the manifest; a higher one is refused.
+const manifestFormat = 1
+
+// manifest describes a checkpoint: what must be in its directory, what it was
+// taken from, and what CRIU's images do not hold.
+type manifest struct {
+	Format  int       `json:"format"`
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+	Arch    string    `json:"arch"`
+	Kernel  string    `json:"kernel"`
+	// Criu is the version that wrote the images, 4.2.1 as 40201.
+	Criu  int   `json:"criu"`
+	Tasks int   `json:"tasks"`
+	Bytes int64 `json:"bytes"`
+	// PreDump is true for memory only: it can be a parent, not restored.
+	PreDump bool   `json:"pre_dump,omitempty"`
+	Parent  string `json:"parent,omitempty"`
+	// Files are the images and their sizes in bytes.
+	Files map[string]int64 `json:"files"`
+	Spec  *specs.Spec      `json:"config"`
+	// Cgroups is the guest's own cgroup2 subtree; nil where it has none.
+	Cgroups *cgroup.Tree `json:"cgroups,omitempty"`
+	Links   []vnet.Link  `json:"links,omitempty"`
+	// Stdio are the targets of the init's descriptors 0 to 2 when it was
+	// created, as /proc/PID/fd shows them.
+	Stdio          []string `json:"stdio,omitempty"`
+	TCPEstablished bool     `json:"tcp_established,omitempty"`
+	ExtUnixSockets bool     `json:"ext_unix_sockets,omitempty"`
+	ShellJob       bool     `json:"shell_job,omitempty"`
+}
+
+// newImageDir creates the directory of a checkpoint, open to root and its group
+// alone (see shareImages). One
+// that exists must hold no checkpoint: overwriting the last good one with one
+// that may fail would leave none.
+func newImageDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("create image directory: %w", err)
+	}
+	for _, name := range []string{manifestName, "inventory.img"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return withHint("choose another --image-path, or remove that checkpoint", "%w: %s holds a checkpoint already", ErrExist, dir)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// seal makes the images in dir durable and writes the manifest. After it
+// returns nil, the checkpoint survives a loss of power.
+func (m *manifest) seal(dir string) error {
+	if err := m.inventory(dir); err != nil {
+		return err
+	}
+	if err := syncFiles(dir, m.Files); err != nil {
+		return err
+	}
+	m.Format, m.Arch, m.Created = manifestFormat, runtime.GOARCH, time.Now().UTC()
+	m.Kernel = kernelRelease()
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := store.WriteFile(filepath.Join(dir, manifestName), data, 0o600); err != nil {
+		return fmt.Errorf("write manifest: %w", err)
+	}
+	return nil
+}
+
+// inventory notes which images there are.
+func (m *manifest) inventory(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read image directory: %w", err)
+	}
+	m.Files, m.Bytes = map[string]int64{}, 0
+	for _, e := range entries {
+		if !e.Type().IsRegular() || filepath.Ext(e.Name()) != ".img" {
+			continue
+		}
+		st, err := e.Info()
+		if err != nil {
+			return err
+		}
+		m.Files[e.Name()] = st.Size()
+		m.Bytes += st.Size()
+	}
+	return nil
+}
+
+// syncers is how many files are synced at once: file systems with a journal
+// commit those that wait together in one go.
+const syncers = 32
+
+func syncFiles(dir string, files map[string]int64) error {
+	names, errs := make(chan string), make(chan error, len(files))
+	var wg sync.WaitGroup
+	for range min(syncers, len(files)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for name := range names {
+				errs <- syncFile(filepath.Join(dir, name))
+			}
+		}()
+	}
+	for name := range files {
+		names <- name
+	}
+	close(names)
+	wg.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// readManifest reads and checks the manifest of a checkpoint.
+func readManifest(dir string) (*manifest, error) {
+	path := filepath.Join(dir, manifestName)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(dir); err != nil {
+			return nil, withHint("name the checkpoint's directory with --image-path", "image directory: %w", err)
+		}
+		return nil, withHint("a checkpoint that was interrupted has none: take another", "%s is no checkpoint of vzrun: %w", dir, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	m := &manifest{}
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, withHint("the checkpoint is damaged: take another", "read %s: %w", path, err)
+	}
+	return m, m.check(dir)
+}
+
+// check compares the manifest with this host and with what is in dir.
+func (m *manifest) check(dir string) error {
+	const damaged = "the checkpoint is damaged: take another"
+	switch {
+	case m.Format > manifestFormat:
+		return withHint("restore it with the vzrun that wrote it, or a newer one", "checkpoint format %d: %w", m.Format, ErrUnsupported)
+	case m.Format < 1 || m.Spec == nil || m.Spec.Linux == nil:
+		return withHint(damaged, "%s/%s is incomplete", dir, manifestName)
+	case m.Arch != runtime.GOARCH:
+		return withHint("restore it on a host like the one it is from", "checkpoint of a %s machine: %w on %s", m.Arch, ErrUnsupported, runtime.GOARCH)
+	case m.PreDump:
+		return withHint("restore the final checkpoint of that chain", "%s is a pre-dump: it holds memory only", dir)
+	}
+	if _, ok := m.Files["inventory.img"]; !ok {
+		return withHint(damaged, "%s/%s lists no inventory.img", dir, manifestName)
+	}
+	for name, size := range m.Files {
+		if filepath.Base(name) != name {
+			return withHint(damaged, "image name %q is not a file name", name)
+		}
+		st, err := os.Lstat(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return withHint(damaged, "image file %s is missing", name)
+		}
+		if err != nil {
+			return err
+		}
+		if !st.Mode().IsRegular() || st.Size() != size {
+			return withHint(damaged, "image file %s has %d bytes, %d were written", name, st.Size(), size)
+		}
+	}
+	return nil
+}
+
+// sameGuest returns an error unless a bundle's configuration can hold the
+// guest that the images were taken from. Host names, resources and paths of
+// the rootfs may differ (a clone's do); what the images refer to may not.
+func sameGuest(saved, bundle *specs.Spec) error {
+	differs := func(what string, is, was any) error {
+		return withHint("restore with the config.json of the container that was checkpointed, or a copy of it",
+			"these images are of another container: %s is %v in the bundle and %v in the images", what, is, was)
+	}
+	if is, was := environ(bundle, "container_uuid"), environ(saved, "container_uuid"); is != was {
+		return differs("container_uuid", is, was)
+	}
+	if is, was := bundle.Process.Args, saved.Process.Args; fmt.Sprint(is) != fmt.Sprint(was) {
+		return differs("process.args", is, was)
+	}
+	if is, was := fmt.Sprint(bundle.Linux.UIDMappings, bundle.Linux.GIDMappings), fmt.Sprint(saved.Linux.UIDMappings, saved.Linux.GIDMappings); is != was {
+		return differs("the id mapping", is, was)
+	}
+	if is, was := fmt.Sprint(namespaceTypes(bundle)), fmt.Sprint(namespaceTypes(saved)); is != was {
+		return differs("linux.namespaces", is, was)
+	}
+	if is, was := fmt.Sprint(mountPoints(bundle)), fmt.Sprint(mountPoints(saved)); is != was {
+		return differs("mounts", is, was)
+	}
+	if is, was := bundle.Annotations[annotationRootfs], saved.Annotations[annotationRootfs]; is != was {
+		return differs(annotationRootfs, is, was)
+	}
+	return nil
+}
+
+func environ(spec *specs.Spec, key string) string {
+	if spec.Process == nil {
+		return ""
+	}
+	for _, kv := range spec.Process.Env {
+		if len(kv) > len(key) && kv[len(key)] == '=' && kv[:len(key)] == key {
+			return kv[len(key)+1:]
+		}
+	}
+	return ""
+}
+
+func namespaceTypes(spec *specs.Spec) []specs.LinuxNamespaceType {
+	var out []specs.LinuxNamespaceType
+	for _, ns := range spec.Linux.Namespaces {
+		out = append(out, ns.Type)
+	}
+	return out
+}
+
+func mountPoints(spec *specs.Spec) []string {
+	var out []string
+	for _, m := range spec.Mounts {
+		out = append(out, m.Destination+" ("+m.Type+")")
+	}
+	return out
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}

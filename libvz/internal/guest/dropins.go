@@ -1,0 +1,73 @@
+package guest
+
+import (
+	"io/fs"
+	"syscall"
+)
+
+// File is one file for the guest's /run.
+type File struct {
+	Path    string      // relative to /run, clean, no ".." in it
+	Content string      // the whole file
+	Mode    fs.FileMode // permission bits only
+}
+
+// DropIns returns what [Install] puts into the guest's /run before its init
+// starts; nil for an init that reads no settings from there. The comments in the
+// files tell an operator who finds them what they are for.
+//
+// systemd merges the drop-ins of a unit in the order of their file names,
+// whichever directory they are in (systemd.unit(5)), so 00-vzrun.conf comes after
+// the unit file and before everything that an operator or a package adds.
+func DropIns(i Init) []File {
+	if i != Systemd {
+		return nil
+	}
+	return []File{
+		{Path: "systemd/system/service.d/00-vzrun.conf", Mode: 0o644, Content: serviceDropIn},
+		{Path: "systemd/system.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
+		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
+	}
+}
+
+const serviceDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+# A drop-in of your own (systemctl edit UNIT) overrides these lines. The
+# system can then not be checkpointed while that unit runs.
+[Service]
+# makes a UTS namespace inside the system's own, which CRIU cannot save
+ProtectHostname=no
+# makes an IPC namespace, likewise
+PrivateIPC=no
+# makes a user namespace, likewise
+PrivateUsers=no
+`
+
+const managerDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+[Manager]
+# CRIU restores an open memory.pressure file without its trigger, and the
+# process that waits for it then spins
+DefaultMemoryPressureWatch=off
+`
+
+// StopSignal returns the signal that makes an init shut the guest down in an
+// orderly way and end. With sysvinit and runit the guest ends by asking for a
+// reboot, as its stock configuration handles Ctrl-Alt-Del; who sent the signal
+// knows that it meant a stop.
+//
+// Sources: systemd(1), init(8) of sysvinit, init/init.c of busybox,
+// openrc-init(8), runit(8). The number for systemd is SIGRTMIN+3 as C libraries
+// count it: 34+3.
+func StopSignal(i Init) syscall.Signal {
+	switch i {
+	case Systemd:
+		return syscall.Signal(37)
+	case SysVInit, Runit:
+		return syscall.SIGINT
+	case Busybox:
+		return syscall.SIGUSR2 // poweroff; SIGTERM would be a reboot
+	case OpenRC:
+		return syscall.SIGTERM
+	}
+	// What an OCI engine sends to a program that it knows nothing about.
+	return syscall.SIGTERM
+}

@@ -1,0 +1,70 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// newWatch returns an inotify descriptor. It is the host's: the guest cannot see
+// it and CRIU does not save it.
+func newWatch() (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("inotify_init1", err)
+	}
+	return os.NewFile(uintptr(fd), "inotify"), nil
+}
+
+// watchDirs watches the deepest directory there is on the way to the socket, and
+// those above it, for something new. Repeating it on a directory that is watched
+// already changes nothing (inotify(7)).
+func (w *waiter) watchDirs(events *os.File) error {
+	for dir := path.Dir(privateSocket); ; dir = path.Dir(dir) {
+		if err := w.watchDir(events, dir); err != nil && !absent(err) {
+			return fmt.Errorf("watch %s of the guest: %w", dir, err)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
+}
+
+func (w *waiter) watchDir(events *os.File, dir string) error {
+	d, err := openIn(w.root, dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	const mask = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_ATTRIB | unix.IN_ONLYDIR
+	_, err = unix.InotifyAddWatch(int(events.Fd()), fmt.Sprintf("/proc/self/fd/%d", d.Fd()), mask)
+	return err
+}
+
+// waitEvent returns after an event, or after timeout if it is not 0, or with an
+// error when ctx ends.
+func waitEvent(ctx context.Context, events *os.File, timeout time.Duration) error {
+	var deadline time.Time
+	if timeout > 0 {
+		deadline = time.Now().Add(timeout)
+	}
+	if err := events.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // as above
+	defer stop()
+	var buf [16 << 10]byte
+	_, err := events.Read(buf[:])
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,220 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Stdio is what a process is given by its starter. The files stay the
+// caller's to close.
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File // nil = /dev/null
+	// ConsoleSocket is a connected unix socket that receives the master of
+	// the process's terminal (SCM_RIGHTS); needed where it has one.
+	ConsoleSocket *os.File
+	// PidfdSocket receives a pidfd of the process; nil = nobody asks.
+	PidfdSocket *os.File
+	ExtraFiles  []*os.File // become descriptors 3 and up
+	Env         []string   // beside the specification's
+}
+
+// Process is a process in a container and a child of the calling process.
+type Process struct {
+	lp   *libcontainer.Process
+	proc *os.Process // of a restored init, in place of lp
+}
+
+// Pid returns the process id in the caller's pid namespace.
+func (p *Process) Pid() int {
+	if p.proc != nil {
+		return p.proc.Pid
+	}
+	pid, err := p.lp.Pid()
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Signal sends sig to the process.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if p.proc != nil {
+		return p.proc.Signal(sig)
+	}
+	return p.lp.Signal(sig)
+}
+
+// Wait blocks until the process ends and returns its exit code, 128+n for
+// signal n. It may be called once.
+func (p *Process) Wait() (int, error) {
+	wait := p.proc.Wait
+	if p.proc == nil {
+		wait = p.lp.Wait
+	}
+	ps, err := wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return -1, fmt.Errorf("wait: %w", err)
+	}
+	if exit != nil {
+		ps = exit.ProcessState
+	}
+	ws, ok := ps.Sys().(syscall.WaitStatus)
+	if !ok {
+		return -1, fmt.Errorf("wait: no status")
+	}
+	if ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return ws.ExitStatus(), nil
+}
+
+// ExecOptions say what Exec runs.
+type ExecOptions struct {
+	Stdio
+	Process specs.Process
+	// Cgroup is a cgroup below the container's to run in, as runc's exec
+	// --cgroup: PATH, or CONTROLLER[,CONTROLLER..]:PATH on cgroup v1.
+	Cgroup string
+	// IgnorePaused allows it in a paused container, where the process runs
+	// only after Resume.
+	IgnorePaused bool
+	Detach       bool
+}
+
+// Exec starts another process in a running container. It takes no lock: a
+// checkpoint that is under way has frozen the container, so the status says no.
+func (c *Container) Exec(_ context.Context, o ExecOptions) (*Process, error) {
+	p, err := c.exec(o)
+	return p, fail("exec", c.id, err)
+}
+
+func (c *Container) exec(o ExecOptions) (*Process, error) {
+	want := []libcontainer.Status{libcontainer.Running, libcontainer.Created}
+	if o.IgnorePaused {
+		want = append(want, libcontainer.Paused)
+	}
+	if err := c.need(want...); err != nil {
+		return nil, err
+	}
+	if err := checkProcess(&o.Process); err != nil {
+		return nil, err
+	}
+	lp, err := newProcess(&o.Process, o.Stdio)
+	if err != nil {
+		return nil, err
+	}
+	lp.LogLevel = c.host.opts.LogLevel
+	if lp.SubCgroupPaths, err = subCgroups(o.Cgroup); err != nil {
+		return nil, err
+	}
+	if err := c.lc.Run(lp); err != nil {
+		return nil, err
+	}
+	return &Process{lp: lp}, nil
+}
+
+func checkProcess(p *specs.Process) error {
+	switch {
+	case p == nil:
+		return errors.New("config.json has no process")
+	case p.Cwd == "":
+		return errors.New("process.cwd is empty")
+	case p.Cwd[0] != '/':
+		return fmt.Errorf("process.cwd %q is not absolute", p.Cwd)
+	case len(p.Args) == 0:
+		return errors.New("process.args is empty")
+	}
+	return nil
+}
+
+func newProcess(p *specs.Process, std Stdio) (*libcontainer.Process, error) {
+	lp := &libcontainer.Process{
+		Args: p.Args, Env: append(append([]string{}, p.Env...), std.Env...),
+		UID: int(p.User.UID), GID: int(p.User.GID), Cwd: p.Cwd,
+		Label: p.SelinuxLabel, AppArmorProfile: p.ApparmorProfile, NoNewPrivileges: &p.NoNewPrivileges,
+		Scheduler: p.Scheduler, IOPriority: p.IOPriority,
+		ExtraFiles: std.ExtraFiles, ConsoleSocket: std.ConsoleSocket, PidfdSocket: std.PidfdSocket,
+	}
+	if p.ConsoleSize != nil {
+		lp.ConsoleWidth, lp.ConsoleHeight = uint16(p.ConsoleSize.Width), uint16(p.ConsoleSize.Height)
+	}
+	if caps := p.Capabilities; caps != nil {
+		lp.Capabilities = &configs.Capabilities{
+			Bounding: caps.Bounding, Effective: caps.Effective, Inheritable: caps.Inheritable,
+			Permitted: caps.Permitted, Ambient: caps.Ambient,
+		}
+	}
+	for _, g := range p.User.AdditionalGids {
+		lp.AdditionalGroups = append(lp.AdditionalGroups, int(g))
+	}
+	for _, r := range p.Rlimits {
+		number, ok := rlimitNumber(r.Type)
+		if !ok {
+			return nil, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+		}
+		lp.Rlimits = append(lp.Rlimits, configs.Rlimit{Type: number, Hard: r.Hard, Soft: r.Soft})
+	}
+	affinity, err := configs.ConvertCPUAffinity(p.ExecCPUAffinity)
+	if err != nil {
+		return nil, fmt.Errorf("process.execCPUAffinity: %w", err)
+	}
+	lp.CPUAffinity = affinity
+	if !p.Terminal {
+		// A nil *os.File in an io.Reader would not be nil.
+		if std.Stdin != nil {
+			lp.Stdin = std.Stdin
+		}
+		if std.Stdout != nil {
+			lp.Stdout = std.Stdout
+		}
+		if std.Stderr != nil {
+			lp.Stderr = std.Stderr
+		}
+	} else if std.ConsoleSocket == nil {
+		return nil, withHint("use --console-socket, or set process.terminal to false", "a terminal is asked for and nobody is there to take it")
+	}
+	return lp, nil
+}
+
+// rlimitNumber translates the names of getrlimit(2).
+func rlimitNumber(name string) (int, bool) {
+	n, ok := map[string]int{
+		"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA,
+		"RLIMIT_STACK": unix.RLIMIT_STACK, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS,
+		"RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK,
+		"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+		"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO,
+		"RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+	}[name]
+	return n, ok
+}
+
+// subCgroups reads the --cgroup of exec.
+func subCgroups(arg string) (map[string]string, error) {
+	if arg == "" {
+		return nil, nil
+	}
+	controllers, path, named := strings.Cut(arg, ":")
+	if !named {
+		return map[string]string{"": arg}, nil
+	}
+	paths := map[string]string{}
+	for c := range strings.SplitSeq(controllers, ",") {
+		if c == "" {
+			return nil, fmt.Errorf("cgroup %q: empty controller name", arg)
+		}
+		paths[c] = path
+	}
+	return paths, nil
+}

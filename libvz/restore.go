@@ -1,0 +1,454 @@
+package libvz
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// RestoreOptions of Restore; the zero value is ready for use.
+type RestoreOptions struct {
+	Stdio
+	NoPivot, NoNewKeyring bool
+	WorkPath              string // for CRIU's log and statistics; "" = the image directory
+	// What the checkpoint was taken with is on again by itself.
+	TCPEstablished, ExtUnixSockets, ShellJob, FileLocks bool
+	ManageCgroups                                       string // as at the checkpoint
+	// Veth renames host ends of network links, "eth0=vzc1" or, attached to
+	// a bridge, "eth0=vzc1@br0"; links not named keep the host end they had.
+	Veth []string
+}
+
+// Restore makes a container run again from the images of a checkpoint, under
+// the same id or another (a clone), from a bundle with the configuration of the
+// one that was saved. On an error nothing is left behind.
+func (h *Host) Restore(ctx context.Context, id, bundle, images string, o RestoreOptions) (*Container, *Stats, error) {
+	begun := time.Now()
+	r, err := h.prepareRestore(ctx, id, bundle, images, o)
+	if err != nil {
+		return nil, nil, fail("restore", id, err)
+	}
+	defer r.entry.Close()
+	stats, err := r.restore(ctx)
+	if err = r.settle("restore", err); err != nil {
+		return nil, nil, fail("restore", id, err)
+	}
+	stats.Restore = time.Since(begun)
+	lc, err := libcontainer.Load(h.opts.Root, id)
+	if err != nil {
+		return nil, nil, fail("restore", id, err)
+	}
+	if r.spec.Annotations[annotationGuest] != "" {
+		if stats.InitCPU, err = settle(ctx, r.pid); err != nil {
+			return nil, nil, fail("restore", id, err)
+		}
+		if stats.InitCPU >= calm {
+			h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", stats.InitCPU*100, id)
+		}
+	}
+	proc, err := os.FindProcess(r.pid)
+	if err != nil {
+		return nil, nil, fail("restore", id, err)
+	}
+	return &Container{host: h, id: id, lc: lc, init: &Process{proc: proc}}, stats, nil
+}
+
+// revival is a container that is being restored.
+type revival struct {
+	nascent
+	images   string
+	manifest *manifest
+	options  RestoreOptions
+	opts     criu.RestoreOptions
+	links    []vnet.Link
+	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
+	pid      int
+}
+
+// prepareRestore checks everything that can be checked before anything is
+// made, and takes the lock of the new id.
+func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o RestoreOptions) (*revival, error) {
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	spec, bundle, err := loadSpec(bundle)
+	if err != nil {
+		return nil, err
+	}
+	if images, err = filepath.Abs(images); err != nil {
+		return nil, err
+	}
+	m, err := readManifest(images)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameGuest(m.Spec, spec); err != nil {
+		return nil, err
+	}
+	path, version, err := h.findCriu(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if version < m.Criu {
+		h.warn(id, "the images were written by CRIU %d, this one is %d: it may not understand them", m.Criu, version)
+	}
+	links, err := placeLinks(m.Links, o.Veth)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := h.claim(id, spec, bundle)
+	if err != nil {
+		return nil, err
+	}
+	r := &revival{
+		nascent: nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
+		images:  images, manifest: m, options: o, links: links,
+	}
+	r.opts.Criu = path
+	return r, nil
+}
+
+// placeLinks decides where the host ends of the guest's links go.
+func placeLinks(links []vnet.Link, wishes []string) ([]vnet.Link, error) {
+	mappings := make([]vnet.Mapping, 0, len(wishes))
+	for _, w := range wishes {
+		m, err := vnet.Parse(w)
+		if err != nil {
+			return nil, withHint("write it as --veth INNER=HOST[@BRIDGE]", "%w", err)
+		}
+		mappings = append(mappings, m)
+	}
+	placed, err := vnet.Map(links, mappings)
+	if err != nil {
+		return nil, err
+	}
+	if err := vnet.Conflicts(placed); err != nil {
+		return nil, withHint("give the host end another name: --veth INNER=NAME[@BRIDGE]", "%w", err)
+	}
+	return placed, nil
+}
+
+func (r *revival) restore(ctx context.Context) (*Stats, error) {
+	work := r.images
+	if r.options.WorkPath != "" {
+		var err error
+		if work, err = filepath.Abs(r.options.WorkPath); err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(work, 0o700); err != nil {
+			return nil, fmt.Errorf("create work directory: %w", err)
+		}
+	}
+	var stats *Stats
+	err := r.build("restore", func() error {
+		for _, l := range r.links {
+			if !l.Elsewhere {
+				r.entry.Operation.Links = append(r.entry.Operation.Links, l.Host)
+			}
+		}
+		if err := r.entry.Save(); err != nil {
+			return err
+		}
+		if err := r.isolateNetwork(); err != nil {
+			return err
+		}
+		if r.hostNet != nil {
+			defer r.hostNet.Close()
+		}
+		if err := r.fillOptions(work); err != nil {
+			return err
+		}
+		if r.opts.ImagesDir != nil {
+			defer r.opts.ImagesDir.Close()
+		}
+		r.host.event(Event{ID: r.id, Step: "restoring"})
+		begun := time.Now()
+		pid, measured, err := criu.Restore(ctx, r.opts)
+		if err != nil {
+			var ce *criu.Error
+			if errors.As(err, &ce) {
+				return withHint(ce.Remedy, "%w", err)
+			}
+			return err
+		}
+		r.pid = pid
+		stats = &Stats{
+			Operation: "restore", Criu: time.Since(begun), Bytes: r.manifest.Bytes,
+			Pages: measured.Pages, Tasks: r.manifest.Tasks,
+		}
+		return nil
+	})
+	return stats, err
+}
+
+// fillOptions makes the places that CRIU restores into. It runs in the private
+// mount namespace.
+func (r *revival) fillOptions(work string) error {
+	m, o := r.manifest, r.options
+	mounts, err := externalMounts(r.config, true)
+	if err != nil {
+		return err
+	}
+	if len(r.config.MaskPaths) > 0 {
+		mounts = append(mounts, criu.External{Key: nullKey, Val: nullKey})
+	}
+	system := r.spec.Annotations[annotationGuest] != ""
+	r.opts.Common = criu.Common{
+		Criu: r.opts.Criu, Images: r.images, Work: work, Root: r.config.Rootfs, Mounts: mounts,
+		ManageCgroups:  o.ManageCgroups,
+		TCPEstablished: o.TCPEstablished || m.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets || m.ExtUnixSockets,
+		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
+		Started: r.criuStarted, Stage: r.stage,
+	}
+	r.opts.Stdio = [3]*os.File{o.Stdin, o.Stdout, o.Stderr}
+	r.opts.JoinCgroups = r.joinCgroups
+	for _, l := range r.links {
+		if !l.Elsewhere {
+			r.opts.Veths = append(r.opts.Veths, criu.Veth{Inner: l.Inner, Outer: l.Host})
+		}
+	}
+	for i, target := range m.Stdio {
+		if i < 3 && strings.HasPrefix(target, "pipe:") && r.opts.Stdio[i] != nil {
+			r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: target, File: r.opts.Stdio[i]})
+		}
+	}
+	if err := r.mountRoot(); err != nil {
+		return err
+	}
+	return r.shareImages()
+}
+
+// mountRoot makes the rootfs a mount point, as CRIU wants it: the id-mapped
+// view of it, or itself.
+func (r *revival) mountRoot() error {
+	if r.userns != nil {
+		return r.coverRootfs()
+	}
+	if err := unix.Mount(r.config.Rootfs, r.config.Rootfs, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount rootfs: %w", err)
+	}
+	return nil
+}
+
+// shareImages lets the guest's root read the images: tasks restore themselves,
+// with the guest's ids, and open files of the image directory on the way. On
+// disk it stays root's own, closed to others; what CRIU gets is a detached
+// mount of it in which the owner, uid 0 on disk, is the guest's root.
+//
+// The group is not mapped and may read: the first task opens an image before
+// CRIU has written the new namespace's map, and is the host's uid 0 without
+// its capabilities until then. Its group is all that lets it in.
+//
+// Where the file system has no id-mapped mounts, the files are given to the
+// guest's root instead.
+func (r *revival) shareImages() error {
+	if len(r.spec.Linux.UIDMappings) == 0 {
+		return nil
+	}
+	if err := openToGroup(r.images); err != nil {
+		return err
+	}
+	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}})
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	tree, err := idMapped(r.images, userns)
+	if errors.Is(err, ErrUnsupported) {
+		return r.giveImages()
+	}
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	dir, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+	if err != nil {
+		return fmt.Errorf("open image directory: %w", err)
+	}
+	r.opts.ImagesDir = dir
+	return nil
+}
+
+// openToGroup lets the group, which is root's, read what is opened early.
+func openToGroup(images string) error {
+	for path, bits := range map[string]os.FileMode{images: 0o050, filepath.Join(images, "timens-0.img"): 0o040} {
+		st, err := os.Lstat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode().Perm()&bits == bits {
+			continue
+		}
+		if err := os.Chmod(path, st.Mode().Perm()|bits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *revival) giveImages() error {
+	uid, _, err := rootIDs(r.config)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(r.images, uid, 0); err != nil {
+		return fmt.Errorf("give images to the guest's root: %w", err)
+	}
+	for name := range r.manifest.Files {
+		if err := os.Lchown(filepath.Join(r.images, name), uid, 0); err != nil {
+			return fmt.Errorf("give images to the guest's root: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *revival) criuStarted(pid int) error {
+	start, err := startTime(pid)
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	r.entry.Operation.Criu, r.entry.Operation.CriuStart = pid, start
+	return r.entry.Save()
+}
+
+// joinCgroups makes the container's cgroups, puts criu into them (what it
+// restores is born there) and makes the guest's own subtree again.
+func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
+	cm, err := manager.New(r.config.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	if err := cm.Apply(pid); err != nil {
+		return nil, fmt.Errorf("join cgroups: %w", err)
+	}
+	if err := cm.Set(r.config.Cgroups.Resources); err != nil {
+		return nil, fmt.Errorf("set limits: %w", err)
+	}
+	if path := cm.Path(""); r.manifest.Cgroups != nil && path != "" && !cgroups.IsCgroup2UnifiedMode() {
+		if err := r.growCgroups(path, ""); err != nil {
+			return nil, err
+		}
+	}
+	paths, err := cgroup.Of(pid)
+	if err != nil {
+		return nil, err
+	}
+	var roots []criu.CgroupRoot
+	for ctrl, p := range paths {
+		roots = append(roots, criu.CgroupRoot{Controller: ctrl, Path: p})
+	}
+	return roots, nil
+}
+
+// growCgroups makes the guest's cgroup2 subtree again.
+func (r *revival) growCgroups(path, aside string) error {
+	err := r.manifest.Cgroups.Create(path, cgroup.CreateOptions{
+		UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings, Aside: aside,
+	})
+	if err != nil {
+		return fmt.Errorf("make the guest's cgroups again: %w", err)
+	}
+	return nil
+}
+
+// stage is asked by CRIU for consent.
+func (r *revival) stage(s criu.Stage) error {
+	switch s.Name {
+	case "setup-namespaces":
+		return r.setupNamespaces(s.Pid)
+	case "post-restore":
+		if err := r.attachLinks(); err != nil {
+			return err
+		}
+		if err := r.writeState(s.Pid); err != nil {
+			return err
+		}
+		return r.entry.Step(stepCommitted)
+	case "orphan-pts-master":
+		return r.sendTerminal(s.File)
+	}
+	return nil
+}
+
+// setupNamespaces sets what CRIU does not save of a network namespace, and
+// runs the hooks that engines rely on to wire it.
+func (r *revival) setupNamespaces(pid int) error {
+	if err := setNetSysctls(pid, r.spec.Linux.Sysctl); err != nil {
+		return err
+	}
+	hooks := r.config.Hooks
+	if hooks == nil {
+		return nil
+	}
+	state := r.ociState(pid)
+	return onHost(func() error {
+		for _, kind := range []configs.HookName{configs.Prestart, configs.CreateRuntime} { //nolint:staticcheck // engines still use prestart
+			if err := hooks.Run(kind, state); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// writeState leaves the file by which libcontainer knows a running container,
+// so that every later verb finds the restored one as if it had been created.
+func (r *revival) writeState(pid int) error {
+	cm, err := manager.New(r.config.Cgroups)
+	if err != nil {
+		return err
+	}
+	start, err := startTime(pid)
+	if err != nil {
+		return fmt.Errorf("restored init: %w", err)
+	}
+	config := *r.config
+	// CRIU restores into a time namespace, so that clocks go on where they
+	// stood; what is exec'ed later is to see the same clocks.
+	if configs.IsNamespaceSupported(configs.NEWTIME) && !config.Namespaces.Contains(configs.NEWTIME) {
+		config.Namespaces = append(slices.Clone(config.Namespaces), configs.Namespace{Type: configs.NEWTIME})
+	}
+	st := libcontainer.State{
+		BaseState: libcontainer.BaseState{
+			ID: r.id, InitProcessPid: pid, InitProcessStartTime: start, Created: time.Now().UTC(), Config: config,
+		},
+		CgroupPaths:         cm.GetPaths(),
+		NamespacePaths:      map[configs.NamespaceType]string{},
+		ExternalDescriptors: r.manifest.Stdio,
+	}
+	for _, t := range configs.NamespaceTypes() {
+		if configs.IsNamespaceSupported(t) {
+			ns := configs.Namespace{Type: t}
+			st.NamespacePaths[t] = ns.GetPath(pid)
+		}
+	}
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return store.WriteFile(filepath.Join(r.host.opts.Root, r.id, "state.json"), data, 0o600)
+}

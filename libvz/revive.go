@@ -1,0 +1,131 @@
+package libvz
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// setNetSysctls writes the net.* sysctls of a configuration in the network
+// namespace of pid. /proc/sys/net shows the namespace of the thread that
+// reads it (proc_sys_net(5)), so no file of the guest is involved.
+func setNetSysctls(pid int, sysctls map[string]string) error {
+	wanted := map[string]string{}
+	for key, value := range sysctls {
+		if strings.HasPrefix(key, "net.") {
+			wanted[key] = value
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close()
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends in the guest's namespace.
+		runtime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace: %w", err)
+			return
+		}
+		done <- writeSysctls(wanted)
+	}()
+	return <-done
+}
+
+func writeSysctls(sysctls map[string]string) error {
+	for key, value := range sysctls {
+		path := filepath.Join("/proc/sys", strings.ReplaceAll(key, ".", "/"))
+		if !strings.HasPrefix(path, "/proc/sys/net/") {
+			return fmt.Errorf("sysctl %q is not below net", key)
+		}
+		err := os.WriteFile(path, []byte(value), 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return withHint("this kernel has it not: take it out of config.json", "sysctl %s: %w", key, ErrUnsupported)
+		}
+		if err != nil {
+			return fmt.Errorf("sysctl %s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+// isolateNetwork gives the calling thread, and so CRIU, an empty network
+// namespace to make the host ends of the guest's links in; see vnet.Move.
+func (r *revival) isolateNetwork() error {
+	if len(r.links) == 0 {
+		return nil
+	}
+	host, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		host.Close()
+		return fmt.Errorf("unshare network namespace: %w", err)
+	}
+	r.hostNet = host
+	return vnet.LoopbackUp()
+}
+
+// attachLinks brings the host ends to the host and into the state they had.
+func (r *revival) attachLinks() error {
+	if r.hostNet == nil {
+		return nil
+	}
+	if err := vnet.Move(r.links, r.hostNet); err != nil {
+		return err
+	}
+	return onHost(func() error {
+		if err := vnet.Attach(r.links); err != nil {
+			return fmt.Errorf("attach network links: %w", err)
+		}
+		return nil
+	})
+}
+
+// onHost runs fn outside of the namespaces of the calling thread: a goroutine
+// that is locked to its thread never shares it, nor lends it to new ones.
+func onHost(fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	return <-done
+}
+
+// ociState is what hooks are told of a container that is being restored.
+func (r *revival) ociState(pid int) *specs.State {
+	return &specs.State{
+		Version: specs.Version, ID: r.id, Status: specs.StateCreating, Pid: pid,
+		Bundle: r.bundle, Annotations: r.spec.Annotations,
+	}
+}
+
+// sendTerminal hands the master of the init's restored terminal to who asked
+// for it.
+func (r *revival) sendTerminal(master *os.File) error {
+	socket := r.options.ConsoleSocket
+	if master == nil {
+		return errors.New("criu sent no terminal")
+	}
+	if socket == nil {
+		return withHint("use --console-socket, or restore in the foreground", "the container has a terminal and nobody is there to take it")
+	}
+	rights := unix.UnixRights(int(master.Fd()))
+	if err := unix.Sendmsg(int(socket.Fd()), []byte(master.Name()), rights, nil, 0); err != nil {
+		return fmt.Errorf("send terminal: %w", err)
+	}
+	return nil
+}

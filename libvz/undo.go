@@ -1,0 +1,182 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// Steps of an operation that decide what its undo does.
+const (
+	// stepCommitted: a checkpoint's images are complete on disk, or a
+	// restored tree is complete and its state written.
+	stepCommitted = "committed"
+)
+
+// undoTimeout bounds the clean-up of one operation: processes that were
+// killed, and a criu that lost its caller, need moments to end.
+const undoTimeout = 30 * time.Second
+
+// undo brings a container whose operation did not end back to where it was
+// before, or forward to where the operation had already committed. It is
+// idempotent; the caller holds the lock.
+func (h *Host) undo(e *store.Entry) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	op := e.Operation
+	if err := endCriu(ctx, op.Criu, op.CriuStart); err != nil {
+		return err
+	}
+	switch op.Name {
+	case "checkpoint":
+		return h.undoCheckpoint(e)
+	case "create", "restore":
+		if op.Step == stepCommitted && h.initAlive(e.ID) {
+			return e.End()
+		}
+		return h.erase(ctx, e)
+	case "delete":
+		return h.erase(ctx, e)
+	}
+	return fmt.Errorf("unknown operation %q", op.Name)
+}
+
+// undoCheckpoint thaws what an interrupted checkpoint froze. CRIU itself has
+// let the tasks go when it lost its caller (see endCriu), or has killed them
+// after the images were complete; both leave a valid container.
+func (h *Host) undoCheckpoint(e *store.Entry) error {
+	lc, err := libcontainer.Load(h.opts.Root, e.ID)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		return e.End()
+	}
+	if err != nil {
+		return err
+	}
+	if st, err := lc.Status(); err == nil && st == libcontainer.Paused {
+		if err := lc.Resume(); err != nil {
+			return fmt.Errorf("thaw: %w", err)
+		}
+	}
+	return e.End()
+}
+
+func (h *Host) initAlive(id string) bool {
+	lc, err := libcontainer.Load(h.opts.Root, id)
+	if err != nil {
+		return false
+	}
+	st, err := lc.Status()
+	return err == nil && st != libcontainer.Stopped
+}
+
+// erase ends what runs in the operation's cgroups and removes cgroups, host
+// ends of network links, and the state. The rootfs is never touched.
+func (h *Host) erase(ctx context.Context, e *store.Entry) error {
+	op := e.Operation
+	paths := make([]string, 0, len(op.Cgroups))
+	for _, p := range op.Cgroups {
+		paths = append(paths, p)
+	}
+	if err := cgroup.KillAll(ctx, paths); err != nil {
+		return fmt.Errorf("end processes: %w", err)
+	}
+	for _, p := range paths {
+		if err := cgroup.Remove(ctx, p); err != nil {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
+	if err := vnet.Remove(op.Links...); err != nil {
+		return fmt.Errorf("remove network links: %w", err)
+	}
+	if err := store.RemoveTree(h.opts.Root, e.ID); err != nil {
+		return err
+	}
+	if err := e.End(); err != nil {
+		return err
+	}
+	return e.Forget()
+}
+
+// endCriu waits for the criu process of an operation whose vzrun is gone. It
+// asks for consent at its next stage, learns that nobody answers, undoes its
+// work and exits; killing it before would leave its victims traced. Only one
+// that does not end in time is killed, by its pid and start time.
+func endCriu(ctx context.Context, pid int, start uint64) error {
+	if pid == 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open criu's pid: %w", err)
+	}
+	defer unix.Close(fd)
+	if s, err := startTime(pid); err != nil || s != start {
+		return nil // the pid is somebody else's by now
+	}
+	grace, cancel := context.WithTimeout(ctx, undoTimeout/2)
+	defer cancel()
+	if waitPidfd(grace, fd) == nil {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill criu: %w", err)
+	}
+	return waitPidfd(ctx, fd)
+}
+
+// waitPidfd blocks until the process ends or ctx does.
+func waitPidfd(ctx context.Context, fd int) error {
+	wake, done := make(chan struct{}), make(chan error, 1)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		}
+		w.Close()
+	}()
+	go func() {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(r.Fd()), Events: unix.POLLHUP}}
+		for {
+			_, err := unix.Poll(fds, -1)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err == nil && fds[0].Revents == 0 {
+				err = ctx.Err()
+			}
+			done <- err
+			return
+		}
+	}()
+	err = <-done
+	close(wake)
+	return err
+}
+
+// startTime returns field 22 of /proc/PID/stat (proc_pid_stat(5)), in clock
+// ticks since boot: with the pid it names a process for good.
+func startTime(pid int) (uint64, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(string(data))
+}
