@@ -1,0 +1,100 @@
+# bash completion for vzrun. It asks vzrun only for the ids of containers.
+
+# Flags that take a value, of all verbs and globally, between spaces.
+_vzrun_valued=' --root --log --log-format --criu --rootless --bundle -b
+ --console-socket --pidfd-socket --pid-file --preserve-fds --format -f --process
+ -p --cwd --env -e --user -u --additional-gids -g --process-label --apparmor
+ --cap -c --cgroup --timeout --image-path --work-path --parent-path
+ --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus '
+_vzrun_valued=${_vzrun_valued//$'\n'/ }
+
+_vzrun_verbs='checkpoint create delete enter exec features help kill list pause
+ ps ready restore resume run spec start state stop'
+
+_vzrun_flags() {
+	local images='--image-path --work-path --tcp-established --ext-unix-sk
+		--shell-job --file-locks --manage-cgroups-mode --print-stats'
+	local launch='--bundle --console-socket --pid-file --no-pivot'
+	case $1 in
+	'') echo '--root --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
+	create) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds" ;;
+	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper" ;;
+	restore) echo "$launch $images --detach --no-subreaper --veth" ;;
+	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
+	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
+		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
+		--preserve-fds --cgroup --ignore-paused' ;;
+	list) echo '--format --quiet' ;;
+	ps) echo '--format' ;;
+	ready) echo '--timeout --format' ;;
+	stop) echo '--timeout' ;;
+	kill) echo '--all' ;;
+	delete) echo '--force' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus' ;;
+	esac
+	echo '--help'
+}
+
+# The value of a flag.
+_vzrun_value() {
+	local verb=$1 flag=$2 current=$3
+	case $flag in
+	--log-format) COMPREPLY=($(compgen -W 'text json' -- "$current")) ;;
+	--rootless) COMPREPLY=($(compgen -W 'true false auto' -- "$current")) ;;
+	--manage-cgroups-mode) COMPREPLY=($(compgen -W 'soft full strict ignore' -- "$current")) ;;
+	--format | -f)
+		local plain=table
+		[[ $verb == ready ]] && plain=text
+		COMPREPLY=($(compgen -W "$plain json" -- "$current"))
+		;;
+	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs)
+		compopt -o filenames
+		mapfile -t COMPREPLY < <(compgen -d -- "$current")
+		;;
+	--log | --criu | --console-socket | --pidfd-socket | --pid-file | --process | -p)
+		compopt -o filenames
+		mapfile -t COMPREPLY < <(compgen -f -- "$current")
+		;;
+	esac
+}
+
+_vzrun() {
+	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+	local verb='' id='' i word
+	local -a root=()
+	COMPREPLY=()
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		word=${COMP_WORDS[i]}
+		if [[ $_vzrun_valued == *" $word "* && "$verb $word" != 'delete -f' ]]; then
+			# What belongs to the flag has gone by; a flag at the end wants it now.
+			((++i))
+			((i == COMP_CWORD)) && {
+				_vzrun_value "$verb" "$word" "$current"
+				return
+			}
+			[[ $word == --root ]] && root=(--root "${COMP_WORDS[i]}")
+		elif [[ $word == -* ]]; then
+			continue
+		elif [[ -z $verb ]]; then
+			verb=$word
+		elif [[ -z $id ]]; then
+			id=$word
+		fi
+	done
+	if [[ -n $id ]]; then
+		# Flags have ended.
+		if [[ $verb == kill && $previous == "$id" ]]; then
+			COMPREPLY=($(compgen -W 'HUP INT QUIT KILL USR1 USR2 TERM CONT STOP RTMIN+3' -- "${current^^}"))
+		elif [[ $verb == exec ]]; then
+			mapfile -t COMPREPLY < <(compgen -c -- "$current")
+		fi
+	elif [[ $current == -* ]]; then
+		COMPREPLY=($(compgen -W "$(_vzrun_flags "$verb")" -- "$current"))
+	elif [[ -z $verb || $verb == help ]]; then
+		COMPREPLY=($(compgen -W "$_vzrun_verbs" -- "$current"))
+	elif [[ $verb != @(create|run|restore|spec|features|list) ]]; then
+		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" "${root[@]}" list --quiet 2>/dev/null)" -- "$current"))
+	fi
+}
+
+complete -F _vzrun vzrun

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/vzrun/vzrun/libvz"
+)
+
+func createCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "create",
+		Usage:     "make a container from a bundle, ready to start",
+		ArgsUsage: "<container-id>",
+		Flags: []cli.Flag{
+			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), pidFileFlag(),
+			noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
+		},
+		Action: create,
+	}
+}
+
+func create(c *cli.Context) error {
+	if err := checkArgs(c, 1, 1); err != nil {
+		return err
+	}
+	l := newLaunch(c)
+	l.detach = true
+	ct, g, err := l.createContainer(c)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	if _, err := l.tend(g, ct.Init(), func() error { return nil }); err != nil {
+		discard(c.Context, ct)
+		return err
+	}
+	return nil
+}
+
+// createContainer is the first half of run, too.
+func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, error) {
+	bundle, err := bundlePath(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, err := libvz.LoadSpec(bundle)
+	if err != nil {
+		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
+	}
+	g, err := l.openIO(spec.Process.Terminal)
+	if err != nil {
+		return nil, nil, err
+	}
+	host, err := openHost(c)
+	if err != nil {
+		g.close()
+		return nil, nil, err
+	}
+	ct, err := host.Create(c.Context, l.id, bundle, libvz.CreateOptions{
+		Stdio:        g.Stdio,
+		NoPivot:      c.Bool("no-pivot"),
+		NoNewKeyring: c.Bool("no-new-keyring"),
+	})
+	if err != nil {
+		g.close()
+		return nil, nil, err
+	}
+	return ct, g, nil
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"path/filepath"
+	"strconv"
+
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+
+	"github.com/vzrun/vzrun/libvz"
+)
+
+// openHost opens the state directory that the global flags name. What libvz
+// warns about goes to the log.
+func openHost(c *cli.Context) (*libvz.Host, error) {
+	return openHostWith(c, func(e libvz.Event) {
+		if e.Warning != "" {
+			logrus.Warn(e.Warning)
+		}
+	})
+}
+
+func openHostWith(c *cli.Context, onEvent func(libvz.Event)) (*libvz.Host, error) {
+	return libvz.Open(libvz.Options{
+		Root:          c.String("root"),
+		SystemdCgroup: c.Bool("systemd-cgroup"),
+		Criu:          c.String("criu"),
+		OnEvent:       onEvent,
+		LogLevel:      strconv.Itoa(int(logrus.GetLevel())),
+	})
+}
+
+// loadContainer finds the container that the first argument names.
+func loadContainer(c *cli.Context) (*libvz.Container, error) {
+	host, err := openHost(c)
+	if err != nil {
+		return nil, err
+	}
+	return host.Load(c.Args().First())
+}
+
+func loadContainerWith(c *cli.Context, onEvent func(libvz.Event)) (*libvz.Container, error) {
+	host, err := openHostWith(c, onEvent)
+	if err != nil {
+		return nil, err
+	}
+	return host.Load(c.Args().First())
+}
+
+func bundleFlag() cli.Flag {
+	return &cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "`DIR` with config.json (default: the current directory)"}
+}
+
+// bundlePath returns the bundle, absolute, since libvz remembers it.
+func bundlePath(c *cli.Context) (string, error) {
+	return filepath.Abs(c.String("bundle"))
+}

@@ -1,0 +1,17 @@
+package main
+
+import (
+	"os"
+
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor enters the namespaces before Go starts
+)
+
+// init serves the re-execution `vzrun init`, by which libcontainer becomes a
+// container's first process. It must come before main: by then the command
+// line would be parsed and threads started in somebody else's namespaces.
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init()
+	}
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+
+	"github.com/vzrun/vzrun/libvz"
+)
+
+func restoreCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "restore",
+		Usage:     "bring a container back from image files",
+		ArgsUsage: "<container-id>",
+		Flags: slices.Concat([]cli.Flag{bundleFlag()}, imageFlags(), []cli.Flag{
+			consoleSocketFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
+			&cli.StringSliceFlag{Name: "veth", Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
+			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
+			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
+			&cli.BoolFlag{Name: "lazy-pages", Hidden: true},
+			&cli.StringFlag{Name: "lsm-profile", Hidden: true},
+			&cli.StringFlag{Name: "lsm-mount-context", Hidden: true},
+		}),
+		Action: restore,
+	}
+}
+
+func restore(c *cli.Context) error {
+	if err := checkArgs(c, 1, 1); err != nil {
+		return err
+	}
+	if err := refuseFlags(c, "empty-ns", "auto-dedup", "lazy-pages", "lsm-profile", "lsm-mount-context"); err != nil {
+		return err
+	}
+	l := newLaunch(c)
+	l.activation = false // the images hold the sockets
+	ct, g, err := l.restoreContainer(c)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	code, err := l.tend(g, ct.Init(), func() error { return nil })
+	if err != nil {
+		discard(c.Context, ct)
+		return err
+	}
+	if !l.detach {
+		g.close() // the user's terminal need not wait for the clean-up
+		discard(c.Context, ct)
+	}
+	return passOn(code)
+}
+
+func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, error) {
+	o, images, bundle, err := restoreOptions(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, err := libvz.LoadSpec(bundle)
+	if err != nil {
+		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
+	}
+	g, err := l.openIO(spec.Process.Terminal)
+	if err != nil {
+		return nil, nil, err
+	}
+	o.Stdio = g.Stdio
+	ct, stats, err := l.restoreWithProgress(c, bundle, images, o)
+	if err != nil {
+		g.close()
+		return nil, nil, err
+	}
+	if c.Bool("print-stats") {
+		// The container is there; that nobody reads this must not undo it.
+		if err := printJSON(c, stats, "  "); err != nil {
+			logrus.Warnf("restore: statistics: %v", err)
+		}
+	}
+	return ct, g, nil
+}
+
+func (l *launch) restoreWithProgress(c *cli.Context, bundle, images string, o libvz.RestoreOptions) (*libvz.Container, *libvz.Stats, error) {
+	p := newProgress()
+	defer p.stop()
+	host, err := openHostWith(c, p.onEvent)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := c.Context, context.CancelFunc(func() {})
+	if l.detach { // else signals wait for the container
+		ctx, cancel = interruptible(c)
+	}
+	defer cancel()
+	return host.Restore(ctx, l.id, bundle, images, o)
+}
+
+func restoreOptions(c *cli.Context) (o libvz.RestoreOptions, images, bundle string, err error) {
+	paths, err := absolutePaths(c.String("image-path"), c.String("work-path"))
+	if err != nil {
+		return o, "", "", err
+	}
+	if bundle, err = bundlePath(c); err != nil {
+		return o, "", "", err
+	}
+	mode, err := cgroupsMode(c)
+	return libvz.RestoreOptions{
+		NoPivot: c.Bool("no-pivot"), WorkPath: paths[1],
+		TCPEstablished: c.Bool("tcp-established"), ExtUnixSockets: c.Bool("ext-unix-sk"),
+		ShellJob: c.Bool("shell-job"), FileLocks: c.Bool("file-locks"),
+		ManageCgroups: mode, Veth: c.StringSlice("veth"),
+	}, paths[0], bundle, err
+}
+
+// absolutePaths leaves empty paths empty: libvz has a default for them.
+func absolutePaths(paths ...string) ([]string, error) {
+	absolute := make([]string, len(paths))
+	for i, path := range paths {
+		if path == "" {
+			continue
+		}
+		var err error
+		if absolute[i], err = filepath.Abs(path); err != nil {
+			return nil, err
+		}
+	}
+	return absolute, nil
+}

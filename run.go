@@ -1,0 +1,41 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+)
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "create and start a container, stay with it, delete it when it ends",
+		ArgsUsage: "<container-id>",
+		Flags: []cli.Flag{
+			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), detachFlag(),
+			&cli.BoolFlag{Name: "keep", Usage: "do not delete the container when it ends"},
+			pidFileFlag(), noSubreaperFlag(), noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
+		},
+		Action: run,
+	}
+}
+
+func run(c *cli.Context) error {
+	if err := checkArgs(c, 1, 1); err != nil {
+		return err
+	}
+	l := newLaunch(c)
+	ct, g, err := l.createContainer(c)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	code, err := l.tend(g, ct.Init(), func() error { return ct.Start(c.Context) })
+	if err != nil {
+		discard(c.Context, ct)
+		return err
+	}
+	if !l.detach && !c.Bool("keep") {
+		g.close() // the user's terminal need not wait for the clean-up
+		discard(c.Context, ct)
+	}
+	return passOn(code)
+}
