@@ -1,0 +1,105 @@
+# shellcheck shell=bash
+# Suites use what `run` sets, and $ARGS is jq's.
+# shellcheck disable=SC2016,SC2154
+# Helpers of the suites that work with small containers, beside helpers.bash:
+#
+#   load helpers
+#   load app
+
+# app_bundle ID ARG... is a busybox_bundle that can be checkpointed on any host:
+# without a mount of cgroup v1.
+app_bundle() {
+	local bundle
+	bundle=$(busybox_bundle "$@")
+	edit_config "$bundle" '.mounts |= map(select(.type != "cgroup"))'
+	echo "$bundle"
+}
+
+# app_up BUNDLE ID runs a container with no file of the host open, as that
+# could not be checkpointed.
+app_up() { vz run --detach --bundle "$1" "$2" </dev/null >/dev/null 2>"$VZ_TMP/up.log" 3>&- || {
+	cat "$VZ_TMP/up.log"
+	return 1
+}; }
+
+# app_create BUNDLE ID does the same with create.
+app_create() { vz create --bundle "$1" "$2" </dev/null >/dev/null 2>"$VZ_TMP/create.log" 3>&- || {
+	cat "$VZ_TMP/create.log"
+	return 1
+}; }
+
+# app_restore BUNDLE ID IMAGES [FLAG...]
+app_restore() {
+	local bundle=$1 id=$2 images=$3
+	shift 3
+	vz restore --detach --bundle "$bundle" --image-path "$images" "$@" "$id" \
+		</dev/null >/dev/null 2>"$VZ_TMP/restore.err" 3>&- || {
+		cat "$VZ_TMP/restore.err"
+		return 1
+	}
+}
+
+# fails CODE REGEX CMD... runs a command that must end with CODE, say nothing on
+# stdout and two lines on stderr: an error that matches, and a hint.
+fails() {
+	local code=$1 pattern=$2
+	shift 2
+	run "-$code" --separate-stderr "$@"
+	if [[ -n $output || ${#stderr_lines[@]} -ne 2 || ! ${stderr_lines[0]} =~ ^vzrun:\ .*$pattern || ! ${stderr_lines[1]} =~ ^hint:\ . ]]; then
+		printf 'not one error that matches "%s" and one hint:\nstdout: %s\nstderr: %s\n' "$pattern" "$output" "$stderr"
+		return 1
+	fi
+}
+
+# tree_sum DIR [PATH] prints a checksum of all names, owners, modes, times and
+# contents in DIR, except of what is below DIR/PATH.
+tree_sum() {
+	(
+		cd "$1"
+		{
+			find . -path "./${2:-none}" -prune -o -printf '%p %y %#m %U %G %s %l %T@\n'
+			find . -path "./${2:-none}" -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+		} | sort | sha256sum
+	)
+}
+
+# assert_nothing_left [ID...] fails unless no container, mount, cgroup (hence
+# process), lock or journal of this test is left but those of the given ids.
+assert_nothing_left() {
+	local left
+	if ! wait_until 5 nothing_left "$@"; then
+		left=$(all_left "$@")
+		printf 'left over:\n%s\n' "$left"
+		return 1
+	fi
+}
+
+nothing_left() { [[ -z $(all_left "$@") ]]; }
+
+all_left() {
+	local id skip=()
+	for id; do
+		skip+=(-e "$id")
+	done
+	{
+		mounts | grep -F -e "$VZ_ROOT" -e "$VZ_TMP"
+		find /sys/fs/cgroup -type d -name "vzrun-test-$VZ_TAG-$ID*"
+		find "$VZ_ROOT" -mindepth 1 ! -path "$VZ_ROOT/@"
+	} 2>/dev/null | if (($#)); then grep -vF "${skip[@]}"; else cat; fi
+}
+
+# netns_exists INODE tells whether any process is still in a network namespace.
+netns_exists() { stat -Lc %i /proc/[0-9]*/ns/net 2>/dev/null | grep -qx "$1"; }
+
+netns_of() { stat -Lc %i "/proc/$1/ns/net"; }
+
+# build_recvtty prints the path of the receiver for terminals and pidfds.
+build_recvtty() {
+	local go
+	for go in "${GO:-go}" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
+		command -v "$go" >/dev/null && break
+	done
+	# By file name, so that the module's own dependencies are not needed.
+	(cd "$BATS_TEST_DIRNAME/cmd/recvtty" && CGO_ENABLED=0 "$go" build -buildvcs=false -o "$BATS_FILE_TMPDIR/recvtty" ./*.go)
+	echo "$BATS_FILE_TMPDIR/recvtty"
+}

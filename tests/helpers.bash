@@ -1,0 +1,315 @@
+# shellcheck shell=bash
+# Suites use $ID; $ARGS is jq's.
+# shellcheck disable=SC2016,SC2034
+# Helpers of all suites. A suite begins with:
+#
+#   load helpers
+#   setup_file() { suite_setup; }
+#   teardown_file() { suite_teardown; }   # also checks that the host is clean
+#   setup() { vz_setup; }
+#   teardown() { vz_teardown; }
+#
+# Everything that a suite makes has $VZ_TAG in its name: state directories,
+# bundles, cgroups. So what is left over can be told from what other users of
+# the machine have. With VZRUN_REQUIRE=1 (CI: nobody else is there) the whole
+# host is compared instead.
+
+bats_require_minimum_version 1.5.0
+
+# Seconds that any wait may take; a busy two-core machine is slow.
+VZ_PATIENCE=${VZ_PATIENCE:-60}
+
+### Life cycle of suites and tests
+
+suite_setup() {
+	: "${VZRUN:?run the suites with tests/run or make bats}" "${VZRUN_BUSYBOX:?}" "${VZRUN_DEBIAN:?}"
+	VZ_TAG=$(basename "$BATS_TEST_FILENAME" .bats)-$$-$RANDOM
+	export VZ_TAG
+	snapshot_host "$BATS_FILE_TMPDIR/host.before"
+}
+
+suite_teardown() {
+	assert_host_clean "$BATS_FILE_TMPDIR/host.before"
+}
+
+# vz_setup gives each test its own state directory ($VZ_ROOT), its own place on
+# the real disk ($VZ_TMP, as /tmp may be a tmpfs) and a fresh id ($ID).
+vz_setup() {
+	VZ_ROOT=$(mktemp -d "/run/vzrun-test.$VZ_TAG.XXXXXX")
+	VZ_TMP=$(mktemp -d "/var/tmp/vzrun-test.$VZ_TAG.XXXXXX")
+	# A guest's mapped root has to reach its rootfs and images.
+	chmod 0711 "$VZ_ROOT" "$VZ_TMP"
+	ID=$(new_id)
+	VZ_SPAWNED=()
+}
+
+vz_teardown() {
+	local pid id
+	for pid in "${VZ_SPAWNED[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || true
+	done
+	[[ -d $VZ_ROOT ]] || return 0
+	for id in $(vz list --quiet); do
+		vz delete --force "$id" || true
+	done
+	remove_tree "$VZ_ROOT"
+	remove_tree "$VZ_TMP"
+}
+
+# remove_tree never follows a mount: what is mounted there may be a rootfs.
+remove_tree() {
+	if mounts | grep -F "$1/"; then
+		echo "mounts are left below $1: not removed"
+		return 1
+	fi
+	rm -rf --one-file-system -- "$1"
+}
+
+new_id() { echo "t-$BATS_TEST_NUMBER-$RANDOM$RANDOM"; }
+
+### The runtime
+
+vz() { "$VZRUN" --root "$VZ_ROOT" "$@"; }
+
+# vz_up BUNDLE ID [FLAG...] runs a container in the background. Its output goes
+# to a file: bats waits for all who hold its own descriptors.
+vz_up() {
+	local bundle=$1 id=$2
+	shift 2
+	if ! vz run --detach --bundle "$bundle" "$@" "$id" </dev/null >"$bundle/console.log" 2>&1 3>&-; then
+		cat "$bundle/console.log"
+		return 1
+	fi
+}
+
+status_of() { vz state "$1" | jq -r .status; }
+pid_of() { vz state "$1" | jq -r .pid; }
+
+# spawn LOG CMD... starts a helper of the test, which teardown ends; $! and
+# $SPAWNED are its pid.
+spawn() {
+	local log=$1
+	shift
+	"$@" </dev/null >"$log" 2>&1 3>&- &
+	SPAWNED=$!
+	VZ_SPAWNED+=("$SPAWNED")
+}
+
+### Bundles; both print the bundle's path
+
+# busybox_bundle ID ARG... makes a bundle whose process is ARG...
+busybox_bundle() {
+	local id=$1 bundle=$VZ_TMP/$1
+	shift
+	new_bundle "$bundle" "$VZRUN_BUSYBOX"
+	vz spec --bundle "$bundle"
+	edit_config "$bundle" '.process.terminal = false | .process.args = $ARGS.positional
+		| .root.readonly = false | .hostname = "busybox"' "$@"
+	edit_config "$bundle" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
+	echo "$bundle"
+}
+
+# debian_bundle ID [FLAG of spec --system...] makes a bundle of a whole Debian.
+debian_bundle() {
+	local id=$1 bundle=$VZ_TMP/$1
+	shift
+	new_bundle "$bundle" "$VZRUN_DEBIAN"
+	(cd "$bundle" && vz spec --system --hostname "$id" "$@")
+	edit_config "$bundle" '.process.terminal = false | .linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
+	echo "$bundle"
+}
+
+new_bundle() {
+	mkdir -m 0711 "$1"
+	cp -a --reflink=auto "$2" "$1/rootfs"
+}
+
+# cgroup_of ID is one level deep, so that nothing is left when it is removed.
+cgroup_of() { echo "/vzrun-test-$VZ_TAG-$1"; }
+
+# edit_config BUNDLE FILTER [ARG...] changes config.json; ARG... are
+# $ARGS.positional in the jq filter.
+edit_config() {
+	local config=$1/config.json filter=$2
+	shift 2
+	jq "$filter" --args -- "$@" <"$config" >"$config.new"
+	mv "$config.new" "$config"
+}
+
+### Guests
+
+# guest ID CMD... runs a command in a guest.
+guest() { vz exec "$@" </dev/null; }
+
+# wait_guest ID waits until systemd is up; all its units must be.
+wait_guest() {
+	vz ready --timeout "${VZ_PATIENCE}s" "$1" || {
+		guest "$1" systemctl --no-pager list-jobs || true
+		return 1
+	}
+	[[ $(guest "$1" systemctl is-system-running) == running ]] || {
+		guest "$1" systemctl --no-pager --failed
+		return 1
+	}
+}
+
+# verify_counter ROOTFS checks the log of a guest's vzcount.service from outside.
+verify_counter() { "$1/usr/local/bin/vzguest" verify "$1/var/lib/vzcount/log"; }
+
+# wait_counter ROOTFS [N] waits until the counter has made N (5) more steps.
+wait_counter() {
+	local log=$1/var/lib/vzcount/log from
+	wait_file "$log"
+	from=$(wc -l <"$log")
+	wait_lines "$log" $((from + ${2:-5}))
+}
+
+### Waiting: for events where the kernel tells them, always with a deadline
+
+# wait_exit PID [SECONDS]; a zombie has ended, whenever its parent looks.
+wait_exit() { wait_until "${2:-$VZ_PATIENCE}" has_ended "$1"; }
+
+has_ended() {
+	local stat
+	read -r stat <"/proc/$1/stat" || return 0
+	[[ ${stat##*) } == [ZX]* ]]
+} 2>/dev/null
+
+# wait_line FILE REGEX [SECONDS] waits for a line of a growing file.
+wait_line() {
+	timeout "${3:-$VZ_PATIENCE}" grep -qm 1 -E -- "$2" < <(exec tail -n +1 -F "$1" 2>/dev/null 3>&-) || {
+		echo "no line '$2' in $1; its end:"
+		tail -n 20 "$1"
+		return 1
+	}
+}
+
+# wait_lines FILE COUNT [SECONDS] waits until a growing file has COUNT lines.
+wait_lines() {
+	local n
+	n=$(timeout "${3:-$VZ_PATIENCE}" head -n "$2" < <(exec tail -n +1 -F "$1" 2>/dev/null 3>&-) | wc -l)
+	((n >= $2)) || {
+		echo "$1 has $n lines, $2 awaited"
+		return 1
+	}
+}
+
+# wait_file PATH [SECONDS] waits for a file to appear.
+wait_file() {
+	local path=$1 deadline=$((SECONDS + ${2:-$VZ_PATIENCE}))
+	until [[ -e $path ]]; do
+		((SECONDS < deadline)) || {
+			echo "no file $path"
+			return 1
+		}
+		# It may have come before the watch was there, so look again each
+		# second; and there is nothing to watch before its directory exists.
+		timeout 1 inotifywait -qq -e create,moved_to "$(dirname "$path")" 2>/dev/null 3>&- || sleep 0.05
+	done
+}
+
+# wait_until SECONDS CMD... polls: only for what sends no event.
+wait_until() {
+	local deadline=$((SECONDS + $1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		((SECONDS < deadline)) || {
+			echo "still not true after waiting: $*"
+			return 1
+		}
+		sleep 0.05
+	done
+}
+
+# wait_status ID STATUS [SECONDS]
+wait_status() { wait_until "${3:-$VZ_PATIENCE}" has_status "$1" "$2"; }
+
+has_status() { [[ $(status_of "$1") == "$2" ]]; }
+
+### Requirements
+
+# require WHAT CMD... skips the test if CMD fails, or fails it where nothing may
+# be skipped.
+require() {
+	local what=$1
+	shift
+	"$@" >/dev/null 2>&1 && return
+	if [[ ${VZRUN_REQUIRE:-} == 1 ]]; then
+		echo "missing: $what (contrib/bootstrap installs what can be installed)"
+		return 1
+	fi
+	skip "needs $what"
+}
+
+# lacks WHAT CMD... skips the test if CMD fails, in CI too: for what the kernel
+# or the machine cannot have.
+lacks() {
+	local what=$1
+	shift
+	"$@" >/dev/null 2>&1 || skip "this machine lacks $what"
+}
+
+### What is left on the host
+
+mounts() { awk '{ print $5 }' /proc/self/mountinfo; }
+
+# snapshot_host DIR writes what could be left over, one sorted list per kind.
+snapshot_host() {
+	local dir=$1 kind
+	mkdir -p "$dir"
+	for kind in mounts cgroups netns loops processes rules; do
+		# Not one pipeline: the list of processes would show the filter.
+		"list_$kind" >"$dir/$kind.all"
+		ours "$kind" <"$dir/$kind.all" | sort >"$dir/$kind"
+	done
+}
+
+# ours keeps what carries this suite's tag, or all where nobody else is at work.
+# Of processes all that is there comes and goes: only ours and CRIU's count.
+ours() {
+	if [[ $1 == processes ]]; then
+		grep -E -e "$VZ_TAG" -e '^ ?[0-9]+ [^ ]+ [^ ]*criu( |$)' || true
+	elif [[ ${VZRUN_REQUIRE:-} == 1 ]]; then
+		cat
+	else
+		grep -F "$VZ_TAG" || true
+	fi
+}
+
+list_mounts() { mounts; }
+list_cgroups() { find /sys/fs/cgroup -type d -name '*vzrun-test*' 2>/dev/null || true; }
+list_netns() { find /run/netns /run/vzrun -maxdepth 1 -name '*' -type f 2>/dev/null || true; }
+list_loops() { losetup --noheadings --list --output NAME,BACK-FILE 2>/dev/null || true; }
+
+# list_processes prints pid, cgroups and command line of each.
+list_processes() { ps -ww -eo pid=,cgroup:2048=,args= | tr -s ' '; }
+
+# list_rules prints packet filter rules without their counters.
+list_rules() {
+	{
+		nft list ruleset || true
+		iptables-save || true
+		ip6tables-save || true
+	} 2>/dev/null | sed -E '/^#/d; s/\[[0-9]+:[0-9]+\]//; s/counter packets [0-9]+ bytes [0-9]+/counter/'
+}
+
+# assert_host_clean BEFORE fails on all that is there now and was not before.
+# The kernel takes some things down only after their last user has ended.
+assert_host_clean() {
+	if ! wait_until "${VZ_CLEAN_PATIENCE:-5}" host_is_clean "$1"; then
+		host_is_clean "$1"
+	fi
+}
+
+host_is_clean() {
+	local before=$1 after=$1.now kind left clean=0
+	snapshot_host "$after"
+	for kind in mounts cgroups netns loops processes rules; do
+		left=$(comm -13 "$before/$kind" "$after/$kind")
+		[[ -z $left ]] || {
+			printf 'left over on the host, %s:\n%s\n' "$kind" "$left"
+			clean=1
+		}
+	done
+	return "$clean"
+}
