@@ -137,3 +137,37 @@ func wantsIDMap(spec *specs.Spec) (bool, error) {
 		return false, fmt.Errorf("annotation %s: unknown value %q, idmap is known", annotationRootfs, v)
 	}
 }
+
+// checkReachable returns an error unless the container's root, whose host ids
+// are given, can walk to the rootfs: its first process enters it with those
+// ids. Access control lists are not looked at.
+func checkReachable(rootfs string, uid, gid uint32) error {
+	for dir := filepath.Dir(rootfs); ; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return fmt.Errorf("rootfs: %w", err)
+		}
+		if !maySearch(st.Mode, st.Uid, st.Gid, uid, gid) {
+			return withHint("chmod o+x "+dir+", or move the bundle elsewhere",
+				"the container's root (uid %d on the host) may not pass %s to its rootfs: %w", uid, dir, fs.ErrPermission)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
+}
+
+// maySearch decides as the kernel does for a process without capabilities
+// (path_resolution(7)): the first class that fits counts, not the best.
+func maySearch(mode, owner, group, uid, gid uint32) bool {
+	if uid == 0 {
+		return true
+	}
+	switch {
+	case owner == uid:
+		return mode&0o100 != 0
+	case group == gid:
+		return mode&0o010 != 0
+	}
+	return mode&0o001 != 0
+}

@@ -123,6 +123,11 @@ func (n *nascent) build(op string, fn func() error) error {
 	if err != nil {
 		return err
 	}
+	if uids, gids := n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings; len(uids) > 0 && len(gids) > 0 {
+		if err := checkReachable(n.spec.Root.Path, uids[0].HostID, gids[0].HostID); err != nil {
+			return err
+		}
+	}
 	if mapped {
 		n.userns, err = usernsFile(n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings)
 		if err != nil {

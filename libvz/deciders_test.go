@@ -283,3 +283,26 @@ func TestSubCgroups(t *testing.T) {
 		t.Error("an empty controller was accepted")
 	}
 }
+
+func TestMaySearch(t *testing.T) {
+	const uid, gid = 100000, 100000
+	for _, c := range []struct {
+		mode, owner, group uint32
+		want               bool
+	}{
+		{0o755, 0, 0, true},
+		{0o711, 0, 0, true},
+		{0o700, 0, 0, false},
+		{0o700, uid, 0, true},
+		{0o070, 0, gid, true},
+		{0o077, uid, gid, false},
+		{0o705, 0, gid, false},
+	} {
+		if got := maySearch(c.mode, c.owner, c.group, uid, gid); got != c.want {
+			t.Errorf("%04o %d:%d: %v", c.mode, c.owner, c.group, got)
+		}
+	}
+	if !maySearch(0, 1, 1, 0, 0) {
+		t.Error("the host's root was kept out")
+	}
+}
