@@ -2,19 +2,15 @@ package guest
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-
-	"github.com/godbus/dbus/v5"
 )
 
 const (
 	busName   = "org.freedesktop.systemd1"
-	busPath   = dbus.ObjectPath("/org/freedesktop/systemd1")
+	busPath   = "/org/freedesktop/systemd1"
 	busIface  = busName + ".Manager"
 	propIface = "org.freedesktop.DBus.Properties"
 
@@ -28,10 +24,13 @@ const (
 // errBus says that the peer does not speak as systemd does.
 var errBus = errors.New("not the answer of a systemd")
 
+// answerError is an error that systemd answers to a call: its D-Bus name.
+type answerError string
+
+func (e answerError) Error() string { return "systemd answers " + string(e) }
+
 // bus is a conversation with the systemd of a guest on its private socket: one
-// call at a time, by one goroutine. Only the codec of godbus is used: its
-// connection type starts goroutines for what the peer sends and panics on
-// messages that a message bus would not send, but a hostile guest would.
+// call at a time, by one goroutine.
 type bus struct {
 	w        io.Writer
 	r        *bufio.Reader
@@ -75,63 +74,76 @@ func (b *bus) readLine() (string, error) {
 	return "", fmt.Errorf("%w: line too long", errBus)
 }
 
-// call calls a method and stores what it returns; signals that come meanwhile
-// are noted. An error that systemd answers is returned as a [dbus.Error].
-func (b *bus) call(path dbus.ObjectPath, iface, member string, args []any, ret ...any) error {
+// call calls a method and returns its answer, whose signature is want; signals
+// that come meanwhile are noted.
+func (b *bus) call(path, iface, member, want string, args ...any) (*wireReader, error) {
 	b.serial++
-	msg := &dbus.Message{
-		Type: dbus.TypeMethodCall,
-		Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldDestination: dbus.MakeVariant(busName),
-			dbus.FieldPath:        dbus.MakeVariant(path),
-			dbus.FieldInterface:   dbus.MakeVariant(iface),
-			dbus.FieldMember:      dbus.MakeVariant(member),
-		},
-		Body: args,
-	}
-	if len(args) > 0 {
-		msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
-	}
-	var buf bytes.Buffer
-	if err := msg.EncodeTo(&buf, binary.LittleEndian); err != nil {
-		return err
-	}
-	// Message has no setter for its serial: bytes 8 to 11 of the header.
-	binary.LittleEndian.PutUint32(buf.Bytes()[8:], b.serial)
-	if _, err := b.w.Write(buf.Bytes()); err != nil {
-		return err
+	if _, err := b.w.Write(encodeCall(b.serial, path, iface, member, args)); err != nil {
+		return nil, err
 	}
 	for {
 		m, err := b.next()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if serial, ok := m.Headers[dbus.FieldReplySerial].Value().(uint32); !ok || serial != b.serial {
+		if m.replySerial != b.serial {
 			continue
 		}
-		switch m.Type {
-		case dbus.TypeError:
-			name, _ := m.Headers[dbus.FieldErrorName].Value().(string)
-			return dbus.Error{Name: printable(name), Body: m.Body}
-		case dbus.TypeMethodReply:
-			if err := dbus.Store(m.Body, ret...); err != nil {
-				return fmt.Errorf("%w: %s: %w", errBus, member, err)
-			}
-			return nil
+		switch {
+		case m.kind == typeError:
+			return nil, answerError(printable(m.errorName))
+		case m.kind == typeReturn && m.signature == want:
+			return m.body, nil
+		case m.kind == typeReturn:
+			return nil, fmt.Errorf("%w: %s returns %q", errBus, member, printable(m.signature))
 		}
 	}
 }
 
-func (b *bus) property(path dbus.ObjectPath, iface, name string) (string, error) {
-	var v dbus.Variant
-	if err := b.call(path, propIface, "Get", []any{iface, name}, &v); err != nil {
+// property returns a property that is a string.
+func (b *bus) property(path, iface, name string) (string, error) {
+	r, err := b.call(path, propIface, "Get", "v", iface, name)
+	if err != nil {
 		return "", err
 	}
-	s, ok := v.Value().(string)
-	if !ok {
+	kind, value := r.signature(), ""
+	if kind == "s" {
+		value = r.string()
+	}
+	if kind != "s" || r.bad {
 		return "", fmt.Errorf("%w: property %s", errBus, name)
 	}
-	return printable(s), nil
+	return printable(value), nil
+}
+
+// listedUnit is what of a unit in systemd's list is used.
+type listedUnit struct{ name, description, path string }
+
+// failedUnits returns at most maxFailed of the units in state "failed".
+func (b *bus) failedUnits() ([]listedUnit, error) {
+	r, err := b.call(busPath, busIface, "ListUnitsFiltered", "a(ssssssouso)", []string{"failed"})
+	if err != nil {
+		return nil, err
+	}
+	size := int(r.uint32())
+	r.align(8)
+	var units []listedUnit
+	for end := r.pos + size; r.pos < end && !r.bad && len(units) < maxFailed; {
+		r.align(8)
+		u := listedUnit{name: printable(r.string()), description: printable(r.string())}
+		for range 4 { // load, active and sub state, followed unit
+			r.string()
+		}
+		u.path = r.string()
+		r.uint32() // job, its type and path
+		r.string()
+		r.string()
+		units = append(units, u)
+	}
+	if r.bad {
+		return nil, fmt.Errorf("%w: list of units", errBus)
+	}
+	return units, nil
 }
 
 // waitFinished reads until the signal that ends systemd's start.
@@ -146,67 +158,27 @@ func (b *bus) waitFinished() error {
 
 // next reads one message. The lengths in its header are checked before anything
 // is allocated for it.
-func (b *bus) next() (*dbus.Message, error) {
+func (b *bus) next() (message, error) {
 	head, err := b.r.Peek(16)
 	if err != nil {
-		return nil, err
+		return message{}, err
 	}
 	size, err := messageSize(head)
 	if err != nil {
-		return nil, err
+		return message{}, err
 	}
 	if b.left -= int64(size); b.left < 0 {
-		return nil, fmt.Errorf("%w: more than %d bytes", errBus, int64(maxTotal))
+		return message{}, fmt.Errorf("%w: more than %d bytes", errBus, int64(maxTotal))
 	}
 	raw := make([]byte, size)
 	if _, err := io.ReadFull(b.r, raw); err != nil {
-		return nil, err
+		return message{}, err
 	}
 	m, err := decode(raw)
-	if err != nil {
-		return nil, err
+	if m.kind == typeSignal && m.iface == busIface && m.member == "StartupFinished" {
+		b.finished = true
 	}
-	if m.Type == dbus.TypeSignal {
-		iface, _ := m.Headers[dbus.FieldInterface].Value().(string)
-		member, _ := m.Headers[dbus.FieldMember].Value().(string)
-		b.finished = b.finished || iface == busIface && member == "StartupFinished"
-	}
-	return m, nil
-}
-
-// messageSize returns the length of a message from its first 16 bytes (D-Bus
-// specification, section Message Format).
-func messageSize(head []byte) (int, error) {
-	var order binary.ByteOrder
-	switch head[0] {
-	case 'l':
-		order = binary.LittleEndian
-	case 'B':
-		order = binary.BigEndian
-	default:
-		return 0, fmt.Errorf("%w: byte order %#x", errBus, head[0])
-	}
-	body, fields := uint64(order.Uint32(head[4:])), uint64(order.Uint32(head[12:]))
-	size := 16 + (fields+7)/8*8 + body
-	if size > maxMessage {
-		return 0, fmt.Errorf("%w: message of %d bytes", errBus, size)
-	}
-	return int(size), nil
-}
-
-// decode is the one place where bytes of the guest meet a parser that was not
-// written for hostile ones, hence the recover.
-func decode(raw []byte) (m *dbus.Message, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			m, err = nil, fmt.Errorf("%w: malformed message", errBus)
-		}
-	}()
-	m, err = dbus.DecodeMessage(bytes.NewReader(raw))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBus, err)
-	}
-	return m, nil
+	return m, err
 }
 
 // printable makes a guest's text safe for a terminal and a log line.

@@ -119,6 +119,6 @@ func forkConnect(args *cloneArgs, fd int, addr *unix.RawSockaddrUnix, uid, gid u
 		_, _, errno = unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(addr)), unsafe.Sizeof(*addr))
 	}
 	for {
-		unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0)
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(errno), 0, 0) //nolint:errcheck // does not return
 	}
 }

@@ -20,6 +20,8 @@
 //	PrivateUsers= of services          service.d drop-in            nested user namespaces are not dumped
 //	PSI triggers of PID 1              MEMORY_PRESSURE_WATCH        reopened without the trigger: PID 1 spins
 //	PSI triggers of services           {system,user}.conf.d         the same, and memory.pressure bind mounts
+//	PrivateTmp=disconnected of         drop-in: PrivateTmp=yes     a tmpfs whose root is mounted nowhere
+//	  systemd-resolved
 //	io_uring, bpf, userfaultfd,        seccomp: ENOSYS              descriptors without an image
 //	  memfd_secret, perf_event_open
 //	kernel keyrings                    seccomp: ENOSYS              not in the image: lost by a restore
@@ -29,5 +31,12 @@
 // A unit's own drop-in wins over ours (ours sorts first): an operator who
 // insists on PrivateUsers=yes has it, and an explained refusal at the checkpoint.
 // PrivatePIDs= is not turned off, because systemd before 257 would warn of an
-// unknown key once for each service, and no stock unit uses it.
+// unknown key once for each service, and no stock unit uses it. Services with
+// DynamicUser= and without PrivateTmp=yes have the same private tmpfs as
+// systemd-resolved since systemd 257; which ones a guest has is not known here,
+// so they need the same drop-in from its operator.
+//
+// No mount unit is masked: those that cannot work in a user namespace
+// (dev-hugepages, sys-fs-fuse-connections, sys-kernel-config, -debug, -tracing)
+// are skipped by their own conditions, given the capabilities of [Spec].
 package guest

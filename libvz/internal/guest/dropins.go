@@ -27,6 +27,7 @@ func DropIns(i Init) []File {
 		{Path: "systemd/system/service.d/00-vzrun.conf", Mode: 0o644, Content: serviceDropIn},
 		{Path: "systemd/system.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
 		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
+		{Path: "systemd/system/systemd-resolved.service.d/00-vzrun.conf", Mode: 0o644, Content: tmpDropIn},
 	}
 }
 
@@ -40,6 +41,13 @@ ProtectHostname=no
 PrivateIPC=no
 # makes a user namespace, likewise
 PrivateUsers=no
+`
+
+const tmpDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+[Service]
+# PrivateTmp=disconnected binds two directories of a tmpfs whose root is mounted
+# nowhere, which CRIU cannot save; yes uses directories in /tmp and /var/tmp
+PrivateTmp=yes
 `
 
 const managerDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.

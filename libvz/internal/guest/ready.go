@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 )
 
@@ -215,7 +214,7 @@ func ask(ctx context.Context, conn *os.File) (Status, error) {
 			return Status{}, err
 		}
 		if isUp(state) {
-			failed, err := failedUnits(b)
+			failed, err := describe(b)
 			return Status{State: state, Failed: failed}, err
 		}
 		b.finished = false
@@ -234,24 +233,19 @@ func isUp(state string) bool {
 	return false
 }
 
-func failedUnits(b *bus) ([]Unit, error) {
-	var list []struct {
-		Name, Description, Load, Active, Sub, Follows string
-		Path                                          dbus.ObjectPath
-		Job                                           uint32
-		JobType                                       string
-		JobPath                                       dbus.ObjectPath
-	}
-	if err := b.call(busPath, busIface, "ListUnitsFiltered", []any{[]string{"failed"}}, &list); err != nil {
+// describe asks for the failed units and why each has failed.
+func describe(b *bus) ([]Unit, error) {
+	list, err := b.failedUnits()
+	if err != nil {
 		return nil, err
 	}
 	var units []Unit
-	for _, l := range list[:min(len(list), maxFailed)] {
-		u := Unit{Name: printable(l.Name), Description: printable(l.Description)}
-		if iface := resultIface(l.Name); iface != "" {
-			result, err := b.property(l.Path, iface, "Result")
+	for _, l := range list {
+		u := Unit{Name: l.name, Description: l.description}
+		if iface := resultIface(l.name); iface != "" {
+			result, err := b.property(l.path, iface, "Result")
 			// A unit can be gone by now; its name is worth reporting still.
-			if err != nil && !errors.As(err, new(dbus.Error)) {
+			if err != nil && !errors.As(err, new(answerError)) {
 				return nil, err
 			}
 			u.Result = result
