@@ -11,16 +11,18 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/guest"
 )
 
 // Annotations of config.json that libvz acts upon.
 const (
 	// annotationRootfs = "idmap" asks for a rootfs whose owners on disk are
 	// not shifted: it is mounted with the user namespace's mapping.
-	annotationRootfs = "org.vzrun.rootfs"
+	annotationRootfs = guest.AnnotationRootfs
 	// annotationGuest names the init ("systemd") of a whole operating
 	// system; without it the container is an ordinary one.
-	annotationGuest = "org.vzrun.guest"
+	annotationGuest = guest.AnnotationGuest
 )
 
 // maxConfigSize bounds config.json; real ones have a few ten kilobytes.

@@ -81,7 +81,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	if err != nil {
 		return nil, err
 	}
-	d, err := c.prepareDump(images, o)
+	d, err := c.prepareDump(o)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ type dumpPlan struct {
 
 // prepareDump looks at the container, refuses what cannot be saved and gathers
 // what CRIU does not save. It changes nothing.
-func (c *Container) prepareDump(images string, o CheckpointOptions) (*dumpPlan, error) {
+func (c *Container) prepareDump(o CheckpointOptions) (*dumpPlan, error) {
 	st, err := c.lc.State()
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (c *Container) prepareDump(images string, o CheckpointOptions) (*dumpPlan, 
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
 	}}
-	system := c.annotation(annotationGuest) != ""
+	system := c.guestInit() != ""
 	if system && st.CgroupPaths[""] != "" {
 		tree, err := cgroup.Save(st.CgroupPaths[""], spec.Linux.UIDMappings, spec.Linux.GIDMappings)
 		if err != nil {
@@ -183,10 +183,13 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		e.Operation.Criu, e.Operation.CriuStart = pid, start
 		return e.Save()
 	}
+	var waited time.Duration
 	d.opts.Stage = func(s criu.Stage) error {
 		if s.Name != "post-dump" {
 			return nil
 		}
+		asked := time.Now()
+		defer func() { waited += time.Since(asked) }()
 		if err := d.manifest.seal(d.opts.Images); err != nil {
 			return err
 		}
@@ -198,7 +201,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	}
 	begun := time.Now()
 	measured, err := criu.Dump(ctx, d.opts)
-	took := time.Since(begun)
+	took := time.Since(begun) - waited
 	if err != nil {
 		return nil, errors.Join(c.explainDump(err), c.host.undoCheckpoint(e))
 	}
@@ -215,15 +218,18 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		return stats, e.End()
 	}
 	c.host.event(Event{ID: c.id, Step: "removing"})
-	return stats, c.afterDump(ctx, e)
+	return stats, c.afterDump(ctx, e, d.manifest.Links)
 }
 
 // afterDump removes what is left of a container that lives on in its images.
-func (c *Container) afterDump(ctx context.Context, e *store.Entry) error {
+func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.Link) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := c.host.erase(ctx, e); err != nil {
 		return err
+	}
+	if err := vnet.Gone(ctx, links); err != nil {
+		c.host.warn(c.id, "%v", err)
 	}
 	return c.lc.Destroy()
 }

@@ -98,9 +98,11 @@ func (c *Container) bundle() string {
 	return dir
 }
 
-func (c *Container) annotation(key string) string {
+// guestInit is the init of a whole operating system, "" for an ordinary
+// container.
+func (c *Container) guestInit() string {
 	_, all := utils.Annotations(c.lc.Config().Labels)
-	return all[key]
+	return all[annotationGuest]
 }
 
 // change runs fn under the container's lock, with the state as it is then.

@@ -67,6 +67,9 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		if err := n.coverRootfs(); err != nil {
 			return err
 		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		return n.lc.Start(p)
 	})
 	if err != nil {
@@ -210,8 +213,8 @@ func (n *nascent) settle(op string, failed error) error {
 	if failed == nil {
 		return n.entry.End()
 	}
-	if n.entry.Operation == nil {
-		return failed
+	if n.entry.Operation == nil { // only the lock was taken
+		return errors.Join(failed, n.entry.Forget())
 	}
 	if err := n.host.undo(n.entry); err != nil {
 		return errors.Join(failed, fmt.Errorf("clean up after the failed %s: %w", op, err))

@@ -8,11 +8,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/guest"
 	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
 
 // killTimeout bounds the wait for processes that got SIGKILL: they end as
@@ -39,15 +41,37 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		}
 		ctx, cancel := context.WithTimeout(ctx, killTimeout)
 		defer cancel()
+		links := c.links(st)
 		if err := c.end(ctx); err != nil {
+			return err
+		}
+		// Destroy goes by the status last seen, and a paused one has cgroups.
+		if _, err := c.lc.Status(); err != nil {
 			return err
 		}
 		if err := c.host.erase(ctx, e); err != nil {
 			return err
 		}
+		if err := vnet.Gone(ctx, links); err != nil {
+			c.host.warn(c.id, "%v", err)
+		}
 		// Nothing is left for it to remove; it runs the poststop hooks.
 		return c.lc.Destroy()
 	})
+}
+
+// links are the host ends of a whole operating system's network, so that
+// Delete can wait until their names are free again. Engines take down their
+// own.
+func (c *Container) links(st *libcontainer.State) []vnet.Link {
+	if c.guestInit() == "" || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
+		return nil
+	}
+	links, err := vnet.Capture(st.InitProcessPid)
+	if err != nil {
+		return nil // it has ended already
+	}
+	return links
 }
 
 // end kills whatever runs in the container and waits until it is gone.
@@ -124,7 +148,7 @@ func (c *Container) askToStop(ctx context.Context, pidfd int, grace time.Duratio
 		}
 	}
 	sig := syscall.SIGTERM
-	if init := c.annotation(annotationGuest); init != "" {
+	if init := c.guestInit(); init != "" {
 		sig = guest.StopSignal(guest.Init(init))
 	}
 	if err := c.Signal(sig); err != nil {

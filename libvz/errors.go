@@ -64,6 +64,9 @@ func fail(op, id string, err error) error {
 	if errors.As(err, &e) && e.Op == op && e.ID == id {
 		return err
 	}
+	if errors.Is(err, ErrInvalidID) {
+		id = "" // err quotes it, as it may hold anything
+	}
 	wrapped := &Error{Op: op, ID: id, Err: err}
 	var h *hinted
 	if errors.As(err, &h) {

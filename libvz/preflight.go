@@ -34,8 +34,10 @@ type obstacle struct {
 // CRIU cannot save below the container's, systemd.exec(5).
 func nested() []struct{ ns, setting string } {
 	return []struct{ ns, setting string }{
-		{"user", "PrivateUsers="}, {"uts", "ProtectHostname="},
-		{"ipc", "PrivateIPC="}, {"pid", "PrivatePIDs="},
+		{"user", "PrivateUsers="},
+		{"uts", "ProtectHostname="},
+		{"ipc", "PrivateIPC="},
+		{"pid", "PrivatePIDs="},
 	}
 }
 
@@ -55,14 +57,18 @@ func findObstacles(tasks []task) []obstacle {
 			if t.Namespaces[n.ns] == init.Namespaces[n.ns] || t.Namespaces[n.ns] == 0 {
 				continue
 			}
-			found = append(found, obstacle{t,
+			found = append(found, obstacle{
+				t,
 				fmt.Sprintf("has a %s namespace of its own, which CRIU cannot save", n.ns),
-				remedyFor(t, n.setting)})
+				remedyFor(t, n.setting),
+			})
 			break
 		}
 		if !inside[t.Parent] {
-			found = append(found, obstacle{t, "was started from outside the guest (exec, enter)",
-				fmt.Sprintf("end that session, or `kill %d`", t.Pid)})
+			found = append(found, obstacle{
+				t, "was started from outside the guest (exec, enter)",
+				fmt.Sprintf("end that session, or `kill %d`", t.Pid),
+			})
 		}
 	}
 	return found

@@ -36,7 +36,7 @@ func (c *Container) waitReady(ctx context.Context) (Readiness, error) {
 	if err != nil {
 		return Readiness{}, err
 	}
-	init := c.annotation(annotationGuest)
+	init := c.guestInit()
 	if guest.Init(init) != guest.Systemd {
 		return Readiness{}, withHint("`vzrun exec` can ask it", "%w: init %q does not say when it is ready", ErrUnsupported, init)
 	}

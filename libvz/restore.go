@@ -81,6 +81,7 @@ type revival struct {
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
 	pid      int
+	waited   time.Duration // CRIU for our consent
 }
 
 // prepareRestore checks everything that can be checked before anything is
@@ -162,14 +163,6 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 	}
 	var stats *Stats
 	err := r.build("restore", func() error {
-		for _, l := range r.links {
-			if !l.Elsewhere {
-				r.entry.Operation.Links = append(r.entry.Operation.Links, l.Host)
-			}
-		}
-		if err := r.entry.Save(); err != nil {
-			return err
-		}
 		if err := r.isolateNetwork(); err != nil {
 			return err
 		}
@@ -194,7 +187,7 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		}
 		r.pid = pid
 		stats = &Stats{
-			Operation: "restore", Criu: time.Since(begun), Bytes: r.manifest.Bytes,
+			Operation: "restore", Criu: time.Since(begun) - r.waited, Bytes: r.manifest.Bytes,
 			Pages: measured.Pages, Tasks: r.manifest.Tasks,
 		}
 		return nil
@@ -338,6 +331,8 @@ func (r *revival) criuStarted(pid int) error {
 // joinCgroups makes the container's cgroups, puts criu into them (what it
 // restores is born there) and makes the guest's own subtree again.
 func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
+	asked := time.Now()
+	defer func() { r.waited += time.Since(asked) }()
 	cm, err := manager.New(r.config.Cgroups)
 	if err != nil {
 		return nil, err
@@ -377,6 +372,8 @@ func (r *revival) growCgroups(path, aside string) error {
 
 // stage is asked by CRIU for consent.
 func (r *revival) stage(s criu.Stage) error {
+	asked := time.Now()
+	defer func() { r.waited += time.Since(asked) }()
 	switch s.Name {
 	case "setup-namespaces":
 		return r.setupNamespaces(s.Pid)

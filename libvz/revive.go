@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -28,6 +29,11 @@ func setNetSysctls(pid int, sysctls map[string]string) error {
 	if len(wanted) == 0 {
 		return nil
 	}
+	return inNetworkOf(pid, func() error { return writeSysctls(wanted) })
+}
+
+// inNetworkOf runs fn, and what it starts, in the network namespace of pid.
+func inNetworkOf(pid int, fn func() error) error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return fmt.Errorf("open network namespace: %w", err)
@@ -41,9 +47,43 @@ func setNetSysctls(pid int, sysctls map[string]string) error {
 			done <- fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
-		done <- writeSysctls(wanted)
+		done <- fn()
 	}()
 	return <-done
+}
+
+// criuTable begins the name of the nftables table by which CRIU keeps packets
+// from a guest that is being dumped.
+const criuTable = "table inet CRIU-"
+
+// unlockNetwork removes what a criu that was killed in the middle left in the
+// network namespace of pid, so that the guest can be reached again. One that
+// ended by itself has left nothing. Without nft there was no lock.
+func unlockNetwork(pid int) error {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		return nil
+	}
+	return inNetworkOf(pid, func() error {
+		out, err := exec.Command(nft, "list", "tables").Output()
+		if err != nil {
+			return fmt.Errorf("list packet filter tables: %w", err)
+		}
+		for line := range strings.Lines(string(out)) {
+			line = strings.TrimSpace(line)
+			// nft parses its arguments as one text and the guest's root
+			// may name its tables as it likes: only what CRIU writes.
+			id, found := strings.CutPrefix(line, criuTable)
+			if !found || strings.Trim(id, "0123456789abcdef-") != "" {
+				continue
+			}
+			args := append([]string{"delete"}, strings.Fields(line)...)
+			if out, err := exec.Command(nft, args...).CombinedOutput(); err != nil {
+				return fmt.Errorf("unlock network: nft %s: %w: %s", strings.Join(args, " "), err, out)
+			}
+		}
+		return nil
+	})
 }
 
 func writeSysctls(sysctls map[string]string) error {

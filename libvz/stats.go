@@ -16,7 +16,7 @@ type Stats struct {
 	// Dump is the whole checkpoint, Restore the whole restore, as the
 	// caller saw them.
 	Dump, Restore time.Duration
-	// Criu is CRIU's share of it.
+	// Criu is CRIU's share of it, without the time that it waited for us.
 	Criu time.Duration
 	// Bytes is the size of the images, Pages how many 4 KiB pages of
 	// memory are in them.

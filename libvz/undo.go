@@ -13,7 +13,6 @@ import (
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/store"
-	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
 
 // Steps of an operation that decide what its undo does.
@@ -39,6 +38,9 @@ func (h *Host) undo(e *store.Entry) error {
 	}
 	switch op.Name {
 	case "checkpoint":
+		if op.Step == stepCommitted && !h.initAlive(e.ID) {
+			return h.erase(ctx, e)
+		}
 		return h.undoCheckpoint(e)
 	case "create", "restore":
 		if op.Step == stepCommitted && h.initAlive(e.ID) {
@@ -62,9 +64,15 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 	if err != nil {
 		return err
 	}
-	if st, err := lc.Status(); err == nil && st == libcontainer.Paused {
+	st, err := lc.Status()
+	if err == nil && st == libcontainer.Paused {
 		if err := lc.Resume(); err != nil {
 			return fmt.Errorf("thaw: %w", err)
+		}
+	}
+	if err == nil && st != libcontainer.Stopped && e.Operation.Init != 0 {
+		if err := unlockNetwork(e.Operation.Init); err != nil {
+			return err
 		}
 	}
 	return e.End()
@@ -79,8 +87,9 @@ func (h *Host) initAlive(id string) bool {
 	return err == nil && st != libcontainer.Stopped
 }
 
-// erase ends what runs in the operation's cgroups and removes cgroups, host
-// ends of network links, and the state. The rootfs is never touched.
+// erase ends what runs in the operation's cgroups and removes cgroups and the
+// state. Network links end with the container's namespace. The rootfs is never
+// touched.
 func (h *Host) erase(ctx context.Context, e *store.Entry) error {
 	op := e.Operation
 	paths := make([]string, 0, len(op.Cgroups))
@@ -94,9 +103,6 @@ func (h *Host) erase(ctx context.Context, e *store.Entry) error {
 		if err := cgroup.Remove(ctx, p); err != nil {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
-	}
-	if err := vnet.Remove(op.Links...); err != nil {
-		return fmt.Errorf("remove network links: %w", err)
 	}
 	if err := store.RemoveTree(h.opts.Root, e.ID); err != nil {
 		return err

@@ -54,8 +54,6 @@ type Operation struct {
 	// Cgroups are the directories that the operation may have filled with
 	// processes; an undo ends what is in them.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
-	// Links are host ends of veth pairs that the operation may have made.
-	Links []string `json:"links,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 }

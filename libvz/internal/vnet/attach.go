@@ -1,7 +1,6 @@
 package vnet
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -18,7 +17,8 @@ import (
 // there, ErrNotVeth for a host end that is another kind of interface, and
 // ErrInvalid for what Capture cannot have recorded. A route of the host or of
 // another container to the same network stays, and the error wraps EEXIST.
-// After an error the links may be half done; Remove undoes it.
+// After an error the links may be half done; they end with the container's
+// network namespace.
 func Attach(links []Link) error {
 	h, err := newHost()
 	if err != nil {
@@ -312,26 +312,4 @@ func Conflicts(links []Link) error {
 		}
 		return false, fmt.Errorf("look for %s: %w", name, err)
 	})
-}
-
-// Remove deletes host ends, and with them the ends in the container: for a
-// restore that has failed. One that is not there is success. What is not a
-// veth stays and is ErrNotVeth. All the names are tried.
-func Remove(names ...string) error {
-	h, err := newHost()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	var errs []error
-	for _, name := range names {
-		link, err := h.find(name)
-		if err == nil {
-			err = h.LinkDel(link)
-		}
-		if err != nil && !errors.Is(err, ErrNoLink) && !missing(err) {
-			errs = append(errs, fmt.Errorf("remove %s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package vnet
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -54,6 +55,36 @@ func LoopbackUp() error {
 	}
 	if err := h.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
+
+// Gone waits until no host end of the links is left. The kernel takes a veth
+// pair down with the network namespace of its inner end, some time after the
+// last process in there has ended; who makes the links again under the same
+// names must not meet the old ones. It returns when ctx ends at the latest.
+func Gone(ctx context.Context, links []Link) error {
+	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	if err := netlink.LinkSubscribe(updates, done); err != nil {
+		return fmt.Errorf("watch network links: %w", err)
+	}
+	defer func() {
+		close(done)
+		// The reader of the socket may be about to send one more.
+		go func() {
+			for range updates { //nolint:revive // drained until it is closed
+			}
+		}()
+	}()
+	for Conflicts(links) != nil {
+		select {
+		case _, ok := <-updates:
+			if !ok {
+				return fmt.Errorf("watch network links: %w", os.ErrClosed)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("old network links are still there: %w", ctx.Err())
+		}
 	}
 	return nil
 }

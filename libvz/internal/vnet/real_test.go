@@ -1,6 +1,7 @@
 package vnet
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -127,7 +128,8 @@ func TestCaptureAttach(t *testing.T) {
 	if err := Conflicts(links); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("while they exist: %v", err)
 	}
-	must(t, Remove("vzport", "vzrouted", "vzdown", "vznone"))
+	remove(t, h, "vzport", "vzrouted", "vzdown")
+	must(t, Gone(t.Context(), links))
 	must(t, Conflicts(links))
 
 	again := newProc(t, syscall.CLONE_NEWNET)
@@ -192,7 +194,7 @@ func TestVLANs(t *testing.T) {
 	if len(links) != 1 || !reflect.DeepEqual(links[0].VLANs, want) {
 		t.Fatalf("captured %+v", links)
 	}
-	must(t, Remove("vz1"))
+	remove(t, h, "vz1")
 	addPair(t, h, "vz1", "eth0", pid)
 	for range 2 {
 		must(t, Attach(links))
@@ -283,14 +285,22 @@ func TestAttachRefuses(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
-	if err := Remove("br0", "vz1"); !errors.Is(err, ErrNotVeth) {
-		t.Errorf("Remove of a bridge: %v", err)
+}
+
+func remove(t *testing.T, h *netlink.Handle, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		link, err := h.LinkByName(name)
+		must(t, err)
+		must(t, h.LinkDel(link))
 	}
-	if _, err := h.LinkByName("vz1"); !missing(err) {
-		t.Errorf("vz1 after Remove: %v", err)
+}
+
+func TestGoneGivesUp(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Gone(ctx, []Link{{Inner: "eth0", Host: "lo"}}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a link that stays: %v", err)
 	}
-	if _, err := h.LinkByName("br0"); err != nil {
-		t.Errorf("br0 after Remove: %v", err)
-	}
-	must(t, Remove())
+	must(t, Gone(t.Context(), nil))
 }
