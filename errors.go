@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -56,15 +58,13 @@ func exitCode(err error) int {
 		guest guestExit
 		usage *usageError
 		exec  *execFailure
-		// The flag library's own kind of error: `vzrun help nonsense`.
-		library cli.ExitCoder
 	)
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &guest):
 		return int(guest)
-	case errors.As(err, &usage), errors.As(err, &library):
+	case errors.As(err, &usage), isLibraryError(err):
 		return codeUsage
 	case errors.As(err, &exec):
 		return codeExecFailed
@@ -81,6 +81,14 @@ func exitCode(err error) int {
 	}
 }
 
+// isLibraryError recognises the flag library's own kind of error, which
+// `vzrun help nonsense` is. It comes unwrapped; what is wrapped and has an exit
+// code is os/exec's error of a hook or of ps.
+func isLibraryError(err error) bool {
+	_, ok := err.(cli.ExitCoder) //nolint:errorlint // see above
+	return ok
+}
+
 // hintOf returns the outermost hint in a tree of errors, or what generally
 // helps against such an error.
 func hintOf(err error) string {
@@ -94,6 +102,8 @@ func hintOf(err error) string {
 		return "vzrun list shows the status of each container"
 	case errors.Is(err, libvz.ErrBusy):
 		return "another vzrun is at work on this container: wait until it is done"
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return "run it as root"
 	}
 	return ""
 }
