@@ -2,25 +2,17 @@ package libvz
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
-	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
-	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
 
@@ -81,6 +73,8 @@ type revival struct {
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
 	pid      int
+	subtree  string        // the container's cgroup2 directory
+	aside    string        // where criu is while the subtree is made; "" = it need not
 	waited   time.Duration // CRIU for our consent
 }
 
@@ -186,6 +180,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			return err
 		}
 		r.pid = pid
+		if err := r.leaveAside(ctx); err != nil {
+			return err
+		}
 		stats = &Stats{
 			Operation: "restore", Criu: time.Since(begun) - r.waited, Bytes: r.manifest.Bytes,
 			Pages: measured.Pages, Tasks: r.manifest.Tasks,
@@ -242,210 +239,4 @@ func (r *revival) mountRoot() error {
 		return fmt.Errorf("mount rootfs: %w", err)
 	}
 	return nil
-}
-
-// shareImages lets the guest's root read the images: tasks restore themselves,
-// with the guest's ids, and open files of the image directory on the way. On
-// disk it stays root's own, closed to others; what CRIU gets is a detached
-// mount of it in which the owner, uid 0 on disk, is the guest's root.
-//
-// The group is not mapped and may read: the first task opens an image before
-// CRIU has written the new namespace's map, and is the host's uid 0 without
-// its capabilities until then. Its group is all that lets it in.
-//
-// Where the file system has no id-mapped mounts, the files are given to the
-// guest's root instead.
-func (r *revival) shareImages() error {
-	if len(r.spec.Linux.UIDMappings) == 0 {
-		return nil
-	}
-	if err := openToGroup(r.images); err != nil {
-		return err
-	}
-	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}})
-	if err != nil {
-		return err
-	}
-	defer userns.Close()
-	tree, err := idMapped(r.images, userns)
-	if errors.Is(err, ErrUnsupported) {
-		return r.giveImages()
-	}
-	if err != nil {
-		return err
-	}
-	defer tree.Close()
-	dir, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
-	if err != nil {
-		return fmt.Errorf("open image directory: %w", err)
-	}
-	r.opts.ImagesDir = dir
-	return nil
-}
-
-// openToGroup lets the group, which is root's, read what is opened early.
-func openToGroup(images string) error {
-	for path, bits := range map[string]os.FileMode{images: 0o050, filepath.Join(images, "timens-0.img"): 0o040} {
-		st, err := os.Lstat(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if st.Mode().Perm()&bits == bits {
-			continue
-		}
-		if err := os.Chmod(path, st.Mode().Perm()|bits); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *revival) giveImages() error {
-	uid, _, err := rootIDs(r.config)
-	if err != nil {
-		return err
-	}
-	if err := os.Chown(r.images, uid, 0); err != nil {
-		return fmt.Errorf("give images to the guest's root: %w", err)
-	}
-	for name := range r.manifest.Files {
-		if err := os.Lchown(filepath.Join(r.images, name), uid, 0); err != nil {
-			return fmt.Errorf("give images to the guest's root: %w", err)
-		}
-	}
-	return nil
-}
-
-func (r *revival) criuStarted(pid int) error {
-	start, err := startTime(pid)
-	if err != nil {
-		return fmt.Errorf("criu: %w", err)
-	}
-	r.entry.Operation.Criu, r.entry.Operation.CriuStart = pid, start
-	return r.entry.Save()
-}
-
-// joinCgroups makes the container's cgroups, puts criu into them (what it
-// restores is born there) and makes the guest's own subtree again.
-func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
-	asked := time.Now()
-	defer func() { r.waited += time.Since(asked) }()
-	cm, err := manager.New(r.config.Cgroups)
-	if err != nil {
-		return nil, err
-	}
-	if err := cm.Apply(pid); err != nil {
-		return nil, fmt.Errorf("join cgroups: %w", err)
-	}
-	if err := cm.Set(r.config.Cgroups.Resources); err != nil {
-		return nil, fmt.Errorf("set limits: %w", err)
-	}
-	if path := cm.Path(""); r.manifest.Cgroups != nil && path != "" && !cgroups.IsCgroup2UnifiedMode() {
-		if err := r.growCgroups(path, ""); err != nil {
-			return nil, err
-		}
-	}
-	paths, err := cgroup.Of(pid)
-	if err != nil {
-		return nil, err
-	}
-	var roots []criu.CgroupRoot
-	for ctrl, p := range paths {
-		roots = append(roots, criu.CgroupRoot{Controller: ctrl, Path: p})
-	}
-	return roots, nil
-}
-
-// growCgroups makes the guest's cgroup2 subtree again.
-func (r *revival) growCgroups(path, aside string) error {
-	err := r.manifest.Cgroups.Create(path, cgroup.CreateOptions{
-		UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings, Aside: aside,
-	})
-	if err != nil {
-		return fmt.Errorf("make the guest's cgroups again: %w", err)
-	}
-	return nil
-}
-
-// stage is asked by CRIU for consent.
-func (r *revival) stage(s criu.Stage) error {
-	asked := time.Now()
-	defer func() { r.waited += time.Since(asked) }()
-	switch s.Name {
-	case "setup-namespaces":
-		return r.setupNamespaces(s.Pid)
-	case "post-restore":
-		if err := r.attachLinks(); err != nil {
-			return err
-		}
-		if err := r.writeState(s.Pid); err != nil {
-			return err
-		}
-		return r.entry.Step(stepCommitted)
-	case "orphan-pts-master":
-		return r.sendTerminal(s.File)
-	}
-	return nil
-}
-
-// setupNamespaces sets what CRIU does not save of a network namespace, and
-// runs the hooks that engines rely on to wire it.
-func (r *revival) setupNamespaces(pid int) error {
-	if err := setNetSysctls(pid, r.spec.Linux.Sysctl); err != nil {
-		return err
-	}
-	hooks := r.config.Hooks
-	if hooks == nil {
-		return nil
-	}
-	state := r.ociState(pid)
-	return onHost(func() error {
-		for _, kind := range []configs.HookName{configs.Prestart, configs.CreateRuntime} { //nolint:staticcheck // engines still use prestart
-			if err := hooks.Run(kind, state); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// writeState leaves the file by which libcontainer knows a running container,
-// so that every later verb finds the restored one as if it had been created.
-func (r *revival) writeState(pid int) error {
-	cm, err := manager.New(r.config.Cgroups)
-	if err != nil {
-		return err
-	}
-	start, err := startTime(pid)
-	if err != nil {
-		return fmt.Errorf("restored init: %w", err)
-	}
-	config := *r.config
-	// CRIU restores into a time namespace, so that clocks go on where they
-	// stood; what is exec'ed later is to see the same clocks.
-	if configs.IsNamespaceSupported(configs.NEWTIME) && !config.Namespaces.Contains(configs.NEWTIME) {
-		config.Namespaces = append(slices.Clone(config.Namespaces), configs.Namespace{Type: configs.NEWTIME})
-	}
-	st := libcontainer.State{
-		BaseState: libcontainer.BaseState{
-			ID: r.id, InitProcessPid: pid, InitProcessStartTime: start, Created: time.Now().UTC(), Config: config,
-		},
-		CgroupPaths:         cm.GetPaths(),
-		NamespacePaths:      map[configs.NamespaceType]string{},
-		ExternalDescriptors: r.manifest.Stdio,
-	}
-	for _, t := range configs.NamespaceTypes() {
-		if configs.IsNamespaceSupported(t) {
-			ns := configs.Namespace{Type: t}
-			st.NamespacePaths[t] = ns.GetPath(pid)
-		}
-	}
-	data, err := json.Marshal(st)
-	if err != nil {
-		return err
-	}
-	return store.WriteFile(filepath.Join(r.host.opts.Root, r.id, "state.json"), data, 0o600)
 }

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
@@ -143,29 +142,4 @@ func onHost(fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
 	return <-done
-}
-
-// ociState is what hooks are told of a container that is being restored.
-func (r *revival) ociState(pid int) *specs.State {
-	return &specs.State{
-		Version: specs.Version, ID: r.id, Status: specs.StateCreating, Pid: pid,
-		Bundle: r.bundle, Annotations: r.spec.Annotations,
-	}
-}
-
-// sendTerminal hands the master of the init's restored terminal to who asked
-// for it.
-func (r *revival) sendTerminal(master *os.File) error {
-	socket := r.options.ConsoleSocket
-	if master == nil {
-		return errors.New("criu sent no terminal")
-	}
-	if socket == nil {
-		return withHint("use --console-socket, or restore in the foreground", "the container has a terminal and nobody is there to take it")
-	}
-	rights := unix.UnixRights(int(master.Fd()))
-	if err := unix.Sendmsg(int(socket.Fd()), []byte(master.Name()), rights, nil, 0); err != nil {
-		return fmt.Errorf("send terminal: %w", err)
-	}
-	return nil
 }

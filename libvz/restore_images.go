@@ -1,0 +1,85 @@
+package libvz
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// shareImages lets the guest's root read the images: tasks restore themselves,
+// with the guest's ids, and open files of the image directory on the way. On
+// disk it stays root's own, closed to others; what CRIU gets is a detached
+// mount of it in which the owner, uid 0 on disk, is the guest's root.
+//
+// The group is not mapped and may read: the first task opens an image before
+// CRIU has written the new namespace's map, and is the host's uid 0 without
+// its capabilities until then. Its group is all that lets it in.
+//
+// Where the file system has no id-mapped mounts, the files are given to the
+// guest's root instead.
+func (r *revival) shareImages() error {
+	if len(r.spec.Linux.UIDMappings) == 0 {
+		return nil
+	}
+	if err := openToGroup(r.images); err != nil {
+		return err
+	}
+	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}})
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	tree, err := idMapped(r.images, userns)
+	if errors.Is(err, ErrUnsupported) {
+		return r.giveImages()
+	}
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	dir, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+	if err != nil {
+		return fmt.Errorf("open image directory: %w", err)
+	}
+	r.opts.ImagesDir = dir
+	return nil
+}
+
+// openToGroup lets the group, which is root's, read what is opened early.
+func openToGroup(images string) error {
+	for path, bits := range map[string]os.FileMode{images: 0o050, filepath.Join(images, "timens-0.img"): 0o040} {
+		st, err := os.Lstat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode().Perm()&bits == bits {
+			continue
+		}
+		if err := os.Chmod(path, st.Mode().Perm()|bits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *revival) giveImages() error {
+	uid, _, err := rootIDs(r.config)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(r.images, uid, 0); err != nil {
+		return fmt.Errorf("give images to the guest's root: %w", err)
+	}
+	for name := range r.manifest.Files {
+		if err := os.Lchown(filepath.Join(r.images, name), uid, 0); err != nil {
+			return fmt.Errorf("give images to the guest's root: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,210 @@
+package libvz
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+)
+
+func (r *revival) criuStarted(pid int) error {
+	start, err := startTime(pid)
+	if err != nil {
+		return fmt.Errorf("criu: %w", err)
+	}
+	r.entry.Operation.Criu, r.entry.Operation.CriuStart = pid, start
+	return r.entry.Save()
+}
+
+// joinCgroups makes the container's cgroups, puts criu into them (what it
+// restores is born there) and makes the guest's own subtree again.
+func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
+	asked := time.Now()
+	defer func() { r.waited += time.Since(asked) }()
+	cm, err := manager.New(r.config.Cgroups)
+	if err != nil {
+		return nil, err
+	}
+	if err := cm.Apply(pid); err != nil {
+		return nil, fmt.Errorf("join cgroups: %w", err)
+	}
+	if err := cm.Set(r.config.Cgroups.Resources); err != nil {
+		return nil, fmt.Errorf("set limits: %w", err)
+	}
+	r.subtree = cm.Path("")
+	if !cgroups.IsCgroup2UnifiedMode() {
+		if err := r.growCgroups(); err != nil {
+			return nil, err
+		}
+	}
+	paths, err := cgroup.Of(pid)
+	if err != nil {
+		return nil, err
+	}
+	var roots []criu.CgroupRoot
+	for ctrl, p := range paths {
+		roots = append(roots, criu.CgroupRoot{Controller: ctrl, Path: p})
+	}
+	return roots, nil
+}
+
+// growCgroups makes the guest's cgroup2 subtree again.
+//
+// On a hybrid host that is done before CRIU works. On a pure cgroup2 host it
+// cannot be: criu is in the container's cgroup then, and a cgroup with
+// processes gives no controllers to others (cgroup-v2.rst, "No Internal
+// Process Constraint"). There it is done when the namespaces are set up and
+// before any task looks for its cgroup's files; what is in the container's
+// cgroup by then is moved aside, to where it ends.
+func (r *revival) growCgroups() error {
+	if r.manifest.Cgroups == nil || r.subtree == "" {
+		return nil
+	}
+	o := cgroup.CreateOptions{UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings}
+	if cgroups.IsCgroup2UnifiedMode() {
+		r.aside = r.subtree + "-criu"
+		r.entry.Operation.Cgroups["criu"] = r.aside
+		if err := r.entry.Save(); err != nil {
+			return err
+		}
+		o.Aside = r.aside
+	}
+	if err := r.manifest.Cgroups.Create(r.subtree, o); err != nil {
+		return fmt.Errorf("make the guest's cgroups again: %w", err)
+	}
+	return nil
+}
+
+// leaveAside removes the cgroup in which criu worked. criu has ended.
+func (r *revival) leaveAside(ctx context.Context) error {
+	if r.aside == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	return cgroup.Remove(ctx, r.aside)
+}
+
+// stage is asked by CRIU for consent.
+func (r *revival) stage(s criu.Stage) error {
+	asked := time.Now()
+	defer func() { r.waited += time.Since(asked) }()
+	switch s.Name {
+	case "setup-namespaces":
+		return r.setupNamespaces(s.Pid)
+	case "post-setup-namespaces":
+		if cgroups.IsCgroup2UnifiedMode() {
+			return r.growCgroups()
+		}
+	case "post-restore":
+		if err := r.attachLinks(); err != nil {
+			return err
+		}
+		if err := r.writeState(s.Pid); err != nil {
+			return err
+		}
+		return r.entry.Step(stepCommitted)
+	case "orphan-pts-master":
+		return r.sendTerminal(s.File)
+	}
+	return nil
+}
+
+// setupNamespaces sets what CRIU does not save of a network namespace, and
+// runs the hooks that engines rely on to wire it.
+func (r *revival) setupNamespaces(pid int) error {
+	if err := setNetSysctls(pid, r.spec.Linux.Sysctl); err != nil {
+		return err
+	}
+	hooks := r.config.Hooks
+	if hooks == nil {
+		return nil
+	}
+	state := r.ociState(pid)
+	return onHost(func() error {
+		for _, kind := range []configs.HookName{configs.Prestart, configs.CreateRuntime} { //nolint:staticcheck // engines still use prestart
+			if err := hooks.Run(kind, state); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// writeState leaves the file by which libcontainer knows a running container,
+// so that every later verb finds the restored one as if it had been created.
+func (r *revival) writeState(pid int) error {
+	cm, err := manager.New(r.config.Cgroups)
+	if err != nil {
+		return err
+	}
+	start, err := startTime(pid)
+	if err != nil {
+		return fmt.Errorf("restored init: %w", err)
+	}
+	config := *r.config
+	// CRIU restores into a time namespace, so that clocks go on where they
+	// stood; what is exec'ed later is to see the same clocks.
+	if configs.IsNamespaceSupported(configs.NEWTIME) && !config.Namespaces.Contains(configs.NEWTIME) {
+		config.Namespaces = append(slices.Clone(config.Namespaces), configs.Namespace{Type: configs.NEWTIME})
+	}
+	st := libcontainer.State{
+		BaseState: libcontainer.BaseState{
+			ID: r.id, InitProcessPid: pid, InitProcessStartTime: start, Created: time.Now().UTC(), Config: config,
+		},
+		CgroupPaths:         cm.GetPaths(),
+		NamespacePaths:      map[configs.NamespaceType]string{},
+		ExternalDescriptors: r.manifest.Stdio,
+	}
+	for _, t := range configs.NamespaceTypes() {
+		if configs.IsNamespaceSupported(t) {
+			ns := configs.Namespace{Type: t}
+			st.NamespacePaths[t] = ns.GetPath(pid)
+		}
+	}
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return store.WriteFile(filepath.Join(r.host.opts.Root, r.id, "state.json"), data, 0o600)
+}
+
+// ociState is what hooks are told of a container that is being restored.
+func (r *revival) ociState(pid int) *specs.State {
+	return &specs.State{
+		Version: specs.Version, ID: r.id, Status: specs.StateCreating, Pid: pid,
+		Bundle: r.bundle, Annotations: r.spec.Annotations,
+	}
+}
+
+// sendTerminal hands the master of the init's restored terminal to who asked
+// for it.
+func (r *revival) sendTerminal(master *os.File) error {
+	socket := r.options.ConsoleSocket
+	if master == nil {
+		return errors.New("criu sent no terminal")
+	}
+	if socket == nil {
+		return withHint("use --console-socket, or restore in the foreground", "the container has a terminal and nobody is there to take it")
+	}
+	rights := unix.UnixRights(int(master.Fd()))
+	if err := unix.Sendmsg(int(socket.Fd()), []byte(master.Name()), rights, nil, 0); err != nil {
+		return fmt.Errorf("send terminal: %w", err)
+	}
+	return nil
+}
