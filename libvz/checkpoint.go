@@ -93,7 +93,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 		return nil, fmt.Errorf("create work directory: %w", err)
 	}
 	d.opts.Images, d.opts.Work = images, work
-	if err := e.Begin(store.Operation{Name: "checkpoint", Cgroups: d.state.CgroupPaths, Init: d.opts.Pid}); err != nil {
+	if err := e.Begin(store.Operation{Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid}); err != nil {
 		return nil, err
 	}
 	return c.dump(ctx, e, d)

@@ -57,17 +57,19 @@ type manifest struct {
 
 // newImageDir creates the directory of a checkpoint, open to root and its group
 // alone (see shareImages). One
-// that exists must hold no checkpoint: overwriting the last good one with one
+// that exists must hold no images: overwriting the last good one with one
 // that may fail would leave none.
 func newImageDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return fmt.Errorf("create image directory: %w", err)
 	}
-	for _, name := range []string{manifestName, "inventory.img"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return withHint("choose another --image-path, or remove that checkpoint", "%w: %s holds a checkpoint already", ErrExist, dir)
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return err
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("image directory: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == manifestName || filepath.Ext(e.Name()) == ".img" {
+			return withHint("choose another --image-path, or remove what is there", "%w: %s holds a checkpoint already, or other image files", ErrExist, dir)
 		}
 	}
 	return nil

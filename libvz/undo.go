@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -57,6 +58,16 @@ func (h *Host) undo(e *store.Entry) error {
 // let the tasks go when it lost its caller (see endCriu), or has killed them
 // after the images were complete; both leave a valid container.
 func (h *Host) undoCheckpoint(e *store.Entry) error {
+	if e.Operation.Step != stepCommitted && e.Operation.Images != "" {
+		// The manifest first: without it they are no checkpoint.
+		err := os.Remove(filepath.Join(e.Operation.Images, manifestName))
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			err = criu.Discard(e.Operation.Images)
+		}
+		if err != nil {
+			return fmt.Errorf("discard images: %w", err)
+		}
+	}
 	lc, err := libcontainer.Load(h.opts.Root, e.ID)
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		return e.End()

@@ -104,14 +104,14 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func TestEmptyDirKeepsWhatIsNotAnImage(t *testing.T) {
+func TestDiscardKeepsWhatIsNotAnImage(t *testing.T) {
 	dir := t.TempDir()
 	for _, n := range []string{"core-1.img", "notes.txt", "dump.log"} {
 		if err := os.WriteFile(filepath.Join(dir, n), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := emptyDir(dir); err != nil {
+	if err := Discard(dir); err != nil {
 		t.Fatal(err)
 	}
 	left, _ := filepath.Glob(filepath.Join(dir, "*"))

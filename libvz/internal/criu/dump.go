@@ -91,7 +91,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 		if n == attempts || !errors.As(err, &e) || !e.Retry || ctx.Err() != nil {
 			return nil, err
 		}
-		if err := emptyDir(o.Images); err != nil {
+		if err := Discard(o.Images); err != nil {
 			return nil, err
 		}
 	}
@@ -241,10 +241,14 @@ func readStats(work string, dump bool) (*Stats, error) {
 	return &Stats{Forking: us(r.GetForkingTime()), Restore: us(r.GetRestoreTime()), Pages: r.GetPagesRestored()}, nil
 }
 
-// emptyDir removes the images of a failed attempt, and nothing else that may
-// lie in the directory.
-func emptyDir(dir string) error {
+// Discard removes the images of a failed dump from a directory that held none
+// before, and nothing else that may lie in it; the log stays. A directory that
+// is not there is no error.
+func Discard(dir string) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

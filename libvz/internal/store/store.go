@@ -54,6 +54,9 @@ type Operation struct {
 	// Cgroups are the directories that the operation may have filled with
 	// processes; an undo ends what is in them.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
+	// Images is the directory that a checkpoint writes to. It held no
+	// images before, so an undo may remove those that are in it.
+	Images string `json:"images,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 }
