@@ -46,7 +46,7 @@ type CheckpointOptions struct {
 // its bundle and rootfs stay as they are. On an error it runs as before.
 //
 // The images are durable before the first task ends. Errors wrap ErrStatus,
-// ErrBusy, ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
+// ErrBusy, fs.ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
 // ErrRefused (what runs in the guest cannot be saved) as they fit.
 func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats, error) {
 	var stats *Stats
@@ -200,14 +200,20 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		return e.Step(stepCommitted)
 	}
 	begun := time.Now()
-	measured, err := criu.Dump(ctx, d.opts)
+	var measured *criu.Stats
+	// The memory of a server is in the images: whatever the directory's mode,
+	// nobody but root and its group reads them.
+	err := withUmask(0o027, func() (err error) {
+		measured, err = criu.Dump(ctx, d.opts)
+		return err
+	})
 	took := time.Since(begun) - waited
 	if err != nil {
 		return nil, errors.Join(c.explainDump(err), c.host.undoCheckpoint(e))
 	}
 	if !sealed { // a pre-dump has no post-dump stage
 		if err := d.manifest.seal(d.opts.Images); err != nil {
-			return nil, errors.Join(err, e.End())
+			return nil, errors.Join(err, c.host.undoCheckpoint(e))
 		}
 	}
 	stats := &Stats{

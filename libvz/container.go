@@ -143,7 +143,7 @@ func (c *Container) need(want ...libcontainer.Status) error {
 	case is == libcontainer.Stopped:
 		hint = "restore it from a checkpoint, or delete and create it again"
 	case want[0] == libcontainer.Stopped:
-		hint = "stop or kill it first, or use --force"
+		hint = "stop or kill it first"
 	}
 	return withHint(hint, "%w: it is %s", ErrStatus, is)
 }

@@ -3,6 +3,7 @@ package libvz
 import (
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -231,7 +232,7 @@ func TestManifest(t *testing.T) {
 	if err != nil || got.ID != "web" || got.Bytes != int64(len("inventory")) || len(got.Files) != 1 {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if err := newImageDir(dir); !errors.Is(err, ErrExist) {
+	if err := newImageDir(dir); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("overwriting a checkpoint: %v", err)
 	}
 

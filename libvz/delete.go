@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 	"time"
 
@@ -102,62 +103,88 @@ func (c *Container) end(ctx context.Context) error {
 
 // Stop asks the guest's init to shut the system down, and kills what is left
 // after grace. Zero grace kills at once. A container that is stopped already
-// is no error. The container is not deleted.
+// is no error. The container is not deleted. The lock is held to ask and to
+// kill, not while the guest takes its time.
 func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
-	return c.change("stop", func(*store.Entry) error {
-		pid, err := c.initPid()
-		if errors.Is(err, ErrStatus) {
-			return nil
-		}
-		if err != nil {
+	if grace > 0 {
+		stopped, err := c.stopGently(ctx, grace)
+		if stopped || err != nil {
 			return err
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if errors.Is(err, unix.ESRCH) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("open init: %w", err)
-		}
-		defer unix.Close(fd)
-		if err := c.askToStop(ctx, fd, grace); err == nil {
-			return c.sweep(ctx)
-		} else if ctx.Err() != nil {
-			return ctx.Err()
 		}
 		c.host.warn(c.id, "the guest did not stop within %s: killed", grace)
-		kctx, cancel := context.WithTimeout(ctx, killTimeout)
+	}
+	return c.change("stop", func(*store.Entry) error {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
 		defer cancel()
-		if err := c.end(kctx); err != nil {
+		if err := c.end(ctx); err != nil {
 			return err
 		}
-		return c.sweep(kctx)
+		return c.sweep(ctx)
 	})
 }
 
-// askToStop sends the init's own stop signal and waits for its end.
-func (c *Container) askToStop(ctx context.Context, pidfd int, grace time.Duration) error {
-	if grace <= 0 {
-		return context.DeadlineExceeded
-	}
-	if st, err := c.lc.Status(); err != nil {
+// stopGently tells whether the guest stopped within grace.
+func (c *Container) stopGently(ctx context.Context, grace time.Duration) (bool, error) {
+	var init *os.File
+	err := c.change("stop", func(*store.Entry) error {
+		var err error
+		init, err = c.askToStop()
 		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	if init != nil {
+		defer init.Close()
+		c.host.event(Event{ID: c.id, Step: "stopping"})
+		gctx, cancel := context.WithTimeout(ctx, grace)
+		defer cancel()
+		if err := waitPidfd(gctx, int(init.Fd())); err != nil {
+			return false, fail("stop", c.id, ctx.Err())
+		}
+	}
+	return true, c.change("stop", func(*store.Entry) error {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		return c.sweep(ctx)
+	})
+}
+
+// askToStop sends the init its own stop signal and returns a pidfd of it, nil
+// where there is no init any more.
+func (c *Container) askToStop() (_ *os.File, retErr error) {
+	pid, err := c.initPid()
+	if errors.Is(err, ErrStatus) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open init: %w", err)
+	}
+	init := os.NewFile(uintptr(fd), "init")
+	defer func() {
+		if retErr != nil {
+			init.Close()
+		}
+	}()
+	if st, err := c.lc.Status(); err != nil {
+		return nil, err
 	} else if st == libcontainer.Paused {
 		if err := c.lc.Resume(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	sig := syscall.SIGTERM
-	if init := c.guestInit(); init != "" {
-		sig = guest.StopSignal(guest.Init(init))
+	if kind := c.guestInit(); kind != "" {
+		sig = guest.StopSignal(guest.Init(kind))
 	}
-	if err := c.Signal(sig); err != nil {
-		return err
-	}
-	c.host.event(Event{ID: c.id, Step: "stopping"})
-	gctx, cancel := context.WithTimeout(ctx, grace)
-	defer cancel()
-	return waitPidfd(gctx, pidfd)
+	return init, c.Signal(sig)
 }
 
 // sweep waits until the last process that the init took with it is gone.

@@ -69,7 +69,7 @@ func newImageDir(dir string) error {
 	}
 	for _, e := range entries {
 		if e.Name() == manifestName || filepath.Ext(e.Name()) == ".img" {
-			return withHint("choose another --image-path, or remove what is there", "%w: %s holds a checkpoint already, or other image files", ErrExist, dir)
+			return withHint("choose another --image-path, or remove what is there", "%s holds a checkpoint already, or other image files: %w", dir, fs.ErrExist)
 		}
 	}
 	return nil

@@ -67,7 +67,7 @@ func findObstacles(tasks []task) []obstacle {
 		if !inside[t.Parent] {
 			found = append(found, obstacle{
 				t, "was started from outside the guest (exec, enter)",
-				fmt.Sprintf("end that session, or `kill %d`", t.Pid),
+				fmt.Sprintf("end that session, or on the host: kill %d", t.Pid),
 			})
 		}
 	}

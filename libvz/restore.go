@@ -49,12 +49,14 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 		return nil, nil, fail("restore", id, err)
 	}
 	if r.spec.Annotations[annotationGuest] != "" {
-		if stats.InitCPU, err = settle(ctx, r.pid); err != nil {
+		share, err := settle(ctx, r.pid)
+		if err != nil {
 			return nil, nil, fail("restore", id, err)
 		}
-		if stats.InitCPU >= calm {
-			h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", stats.InitCPU*100, id)
+		if share >= calm {
+			h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", share*100, id)
 		}
+		stats.InitCPU = &share
 	}
 	proc, err := os.FindProcess(r.pid)
 	if err != nil {
@@ -136,12 +138,23 @@ func placeLinks(links []vnet.Link, wishes []string) ([]vnet.Link, error) {
 	}
 	placed, err := vnet.Map(links, mappings)
 	if err != nil {
-		return nil, err
+		return nil, withHint("the guest had these links: "+linkNames(links), "%w", err)
 	}
 	if err := vnet.Conflicts(placed); err != nil {
 		return nil, withHint("give the host end another name: --veth INNER=NAME[@BRIDGE]", "%w", err)
 	}
 	return placed, nil
+}
+
+func linkNames(links []vnet.Link) string {
+	if len(links) == 0 {
+		return "none"
+	}
+	names := make([]string, 0, len(links))
+	for _, l := range links {
+		names = append(names, l.Inner)
+	}
+	return strings.Join(names, ", ")
 }
 
 func (r *revival) restore(ctx context.Context) (*Stats, error) {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -46,10 +47,17 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-		return nil, withHint("name the guest's root directory with --rootfs", "rootfs %s: %w", dir, errors.Join(err, fs.ErrNotExist))
+	st, err := os.Stat(dir)
+	if err == nil && !st.IsDir() {
+		err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err != nil {
+		return nil, withHint("name the guest's root directory with --rootfs", "rootfs: %w", err)
 	}
 	init, path, err := guest.Detect(dir)
+	if errors.Is(err, guest.ErrNoInit) {
+		return nil, withHint("without --system the configuration is for a single program", "%w", err)
+	}
 	if err != nil {
 		return nil, err
 	}

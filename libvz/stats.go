@@ -27,23 +27,24 @@ type Stats struct {
 	// the rest of the host was lost.
 	Attempts int
 	// InitCPU is the share of one processor that the init of a restored
-	// operating system took when it was watched, 0.0 when idle.
-	InitCPU float64
+	// operating system took when it was watched, 0.0 when idle; nil where
+	// nothing was watched.
+	InitCPU *float64
 }
 
 // MarshalJSON writes durations as seconds.
 func (s *Stats) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
-		Operation string  `json:"operation"`
-		Frozen    float64 `json:"frozen,omitempty"`
-		Dump      float64 `json:"dump,omitempty"`
-		Restore   float64 `json:"restore,omitempty"`
-		Criu      float64 `json:"criu"`
-		Bytes     int64   `json:"bytes"`
-		Pages     uint64  `json:"pages"`
-		Tasks     int     `json:"tasks"`
-		Attempts  int     `json:"attempts,omitempty"`
-		InitCPU   float64 `json:"init_cpu"`
+		Operation string   `json:"operation"`
+		Frozen    float64  `json:"frozen,omitempty"`
+		Dump      float64  `json:"dump,omitempty"`
+		Restore   float64  `json:"restore,omitempty"`
+		Criu      float64  `json:"criu"`
+		Bytes     int64    `json:"bytes"`
+		Pages     uint64   `json:"pages"`
+		Tasks     int      `json:"tasks"`
+		Attempts  int      `json:"attempts,omitempty"`
+		InitCPU   *float64 `json:"init_cpu,omitempty"`
 	}{
 		s.Operation, s.Frozen.Seconds(), s.Dump.Seconds(), s.Restore.Seconds(),
 		s.Criu.Seconds(), s.Bytes, s.Pages, s.Tasks, s.Attempts, s.InitCPU,

@@ -82,10 +82,12 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 		err := dumpOnce(ctx, o)
 		if err == nil {
 			s, err := readStats(o.Work, true)
-			if s != nil {
-				s.Attempts = n
+			if err != nil {
+				// The images are whole: numbers are not worth failing for.
+				s = &Stats{}
 			}
-			return s, err
+			s.Attempts = n
+			return s, nil
 		}
 		var e *Error
 		if n == attempts || !errors.As(err, &e) || !e.Retry || ctx.Err() != nil {

@@ -93,7 +93,8 @@ func WaitReady(ctx context.Context, pid int, uid, gid uint32) (Status, error) {
 
 	w := waiter{root: root, pidfd: pidfd, uid: uid, gid: gid}
 	st, err := w.wait(ctx)
-	if ended(pidfd) && err != nil {
+	// ESRCH: it is ending and its namespaces are gone already.
+	if err != nil && (ended(pidfd) || errors.Is(err, unix.ESRCH)) {
 		return Status{}, ErrInitGone
 	}
 	if ctx.Err() != nil && err != nil {
