@@ -142,6 +142,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		if err := unix.Chdir(n.bundle); err != nil {
 			return fmt.Errorf("enter bundle: %w", err)
 		}
+		n.nameScope()
 		n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 			CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
 			NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
@@ -168,6 +169,19 @@ func (n *nascent) build(op string, fn func() error) error {
 		}
 		return fn()
 	})
+}
+
+// nameScope gives a container without a cgroup path its place among the units
+// of the host's systemd: whole operating systems among its machines.
+func (n *nascent) nameScope() {
+	if !n.host.opts.SystemdCgroup || n.spec.Linux.CgroupsPath != "" {
+		return
+	}
+	slice := "system.slice"
+	if n.spec.Annotations[annotationGuest] != "" {
+		slice = "machine.slice"
+	}
+	n.spec.Linux.CgroupsPath = slice + ":vzrun:" + n.id
 }
 
 // ownCgroups refuses cgroups in which somebody runs already: an undo ends what
@@ -245,6 +259,7 @@ func (n *nascent) prepareGuest() error {
 	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
 		return fmt.Errorf("prepare the guest's /run: %w", err)
 	}
+	n.host.registerMachine(n.id, st.InitProcessPid, environ(n.spec, "container_uuid"), n.config.Rootfs)
 	return nil
 }
 

@@ -307,3 +307,17 @@ func TestMaySearch(t *testing.T) {
 		t.Error("the host's root was kept out")
 	}
 }
+
+func TestMachineName(t *testing.T) {
+	for id, want := range map[string]string{
+		"web":                   "web",
+		"web_1+a.b":             "web-1-a.b",
+		"-x-":                   "x",
+		strings.Repeat("a", 99): strings.Repeat("a", 64),
+		"...":                   "vzrun-2e2e2e",
+	} {
+		if got := machineName(id); got != want {
+			t.Errorf("%q: %q, want %q", id, got, want)
+		}
+	}
+}

@@ -130,7 +130,7 @@ func (r *revival) attachLinks() error {
 	}
 	return onHost(func() error {
 		if err := vnet.Attach(r.links); err != nil {
-			return fmt.Errorf("attach network links: %w", err)
+			return withHint("make what is missing, or connect it elsewhere: --veth INNER=HOST[@BRIDGE]", "attach network links: %w", err)
 		}
 		return nil
 	})

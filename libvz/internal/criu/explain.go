@@ -60,9 +60,12 @@ func symptoms() []symptom {
 		return symptom{line: regexp.MustCompile(line), cause: cause, remedy: remedy}
 	}
 	race := s(`error parsing \[inotify wd:`, "a cgroup file vanished while its inotify watch was read", "try again")
-	race.retry = true
+	waiting := s(`Found a closed in-flight socket|Non-empty write queue on an in-flight socket`, "a unix connection waits to be accepted", "try again")
+	passed := s(`Control messages in queue`, "a descriptor or credentials are on their way through a unix socket", "try again")
+	spawning := s(`Unseizable non-zombie \d+ found, state D|No NS ID with kid`, "a task is starting another this moment", "try again")
+	race.retry, waiting.retry, passed.retry, spawning.retry = true, true, true, true
 	return []symptom{
-		race,
+		race, waiting, passed, spawning,
 		s(`Can't dump nested (\w+) namespace`, "a task has a $1 namespace of its own, which CRIU cannot save",
 			"turn off the setting of that unit that makes it (ProtectHostname=, PrivateIPC=, PrivatePIDs=, PrivateUsers=), or stop the unit"),
 		s(`io_uring`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system`, or turn io_uring off in that program"),
