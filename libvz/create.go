@@ -259,7 +259,7 @@ func (n *nascent) prepareGuest() error {
 	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
 		return fmt.Errorf("prepare the guest's /run: %w", err)
 	}
-	n.host.registerMachine(n.id, st.InitProcessPid, environ(n.spec, "container_uuid"), n.config.Rootfs)
+	n.host.registerMachine(n.id, st.InitProcessPid, containerUUID(n.spec), n.config.Rootfs)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -217,7 +218,7 @@ func sameGuest(saved, bundle *specs.Spec) error {
 		return withHint("restore with the config.json of the container that was checkpointed, or a copy of it",
 			"these images are of another container: %s is %v in the bundle and %v in the images", what, is, was)
 	}
-	if is, was := environ(bundle, "container_uuid"), environ(saved, "container_uuid"); is != was {
+	if is, was := containerUUID(bundle), containerUUID(saved); is != was {
 		return differs("container_uuid", is, was)
 	}
 	if is, was := bundle.Process.Args, saved.Process.Args; fmt.Sprint(is) != fmt.Sprint(was) {
@@ -238,13 +239,15 @@ func sameGuest(saved, bundle *specs.Spec) error {
 	return nil
 }
 
-func environ(spec *specs.Spec, key string) string {
+// containerUUID is the identity that `spec --system` gave a configuration,
+// from the environment of its init; "" where it has none.
+func containerUUID(spec *specs.Spec) string {
 	if spec.Process == nil {
 		return ""
 	}
 	for _, kv := range spec.Process.Env {
-		if len(kv) > len(key) && kv[len(key)] == '=' && kv[:len(key)] == key {
-			return kv[len(key)+1:]
+		if uuid, found := strings.CutPrefix(kv, "container_uuid="); found {
+			return uuid
 		}
 	}
 	return ""

@@ -57,7 +57,7 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 			h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", share*100, id)
 		}
 		stats.InitCPU = &share
-		h.registerMachine(id, r.pid, environ(r.spec, "container_uuid"), r.config.Rootfs)
+		h.registerMachine(id, r.pid, containerUUID(r.spec), r.config.Rootfs)
 	}
 	proc, err := os.FindProcess(r.pid)
 	if err != nil {

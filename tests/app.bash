@@ -15,26 +15,21 @@ app_bundle() {
 	echo "$bundle"
 }
 
-# app_up BUNDLE ID runs a container with no file of the host open, as that
-# could not be checkpointed.
-app_up() { vz run --detach --bundle "$1" "$2" </dev/null >/dev/null 2>"$VZ_TMP/up.log" 3>&- || {
-	cat "$VZ_TMP/up.log"
-	return 1
-}; }
+# These start containers with no file of the host open, as that could not be
+# checkpointed: what vzrun has to say is in its log.
 
-# app_create BUNDLE ID does the same with create.
-app_create() { vz create --bundle "$1" "$2" </dev/null >/dev/null 2>"$VZ_TMP/create.log" 3>&- || {
-	cat "$VZ_TMP/create.log"
-	return 1
-}; }
+# app_up BUNDLE ID [FLAG...]
+app_up() { app_launch run --detach --bundle "$1" "${@:3}" "$2"; }
+
+# app_create BUNDLE ID [FLAG...]
+app_create() { app_launch create --bundle "$1" "${@:3}" "$2"; }
 
 # app_restore BUNDLE ID IMAGES [FLAG...]
-app_restore() {
-	local bundle=$1 id=$2 images=$3
-	shift 3
-	vz restore --detach --bundle "$bundle" --image-path "$images" "$@" "$id" \
-		</dev/null >/dev/null 2>"$VZ_TMP/restore.err" 3>&- || {
-		cat "$VZ_TMP/restore.err"
+app_restore() { app_launch restore --detach --bundle "$1" --image-path "$3" "${@:4}" "$2"; }
+
+app_launch() {
+	vz --log "$VZ_TMP/launch.log" "$@" </dev/null >/dev/null 2>&1 3>&- || {
+		cat "$VZ_TMP/launch.log"
 		return 1
 	}
 }
@@ -51,14 +46,16 @@ fails() {
 	fi
 }
 
-# tree_sum DIR [PATH] prints a checksum of all names, owners, modes, times and
-# contents in DIR, except of what is below DIR/PATH.
+# tree_sum DIR [PATH] prints a checksum of all names, owners, modes, contents and
+# times in DIR, except of what is below DIR/PATH and of the times of directories:
+# CRIU works in the guest's /tmp for a moment.
 tree_sum() {
 	(
-		cd "$1"
+		cd "$1" || exit
 		{
-			find . -path "./${2:-none}" -prune -o -printf '%p %y %#m %U %G %s %l %T@\n'
-			find . -path "./${2:-none}" -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+			find . -path "./${2:-none}" -prune -o -printf '%p %y %#m %U %G %l\n'
+			find . -path "./${2:-none}" -prune -o ! -type d -printf '%p %T@\n'
+			find . -path "./${2:-none}" -prune -o -type f -print0 | xargs -0 sha256sum
 		} | sort | sha256sum
 	)
 }

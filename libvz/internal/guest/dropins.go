@@ -27,6 +27,7 @@ func DropIns(i Init) []File {
 		{Path: "systemd/system/service.d/00-vzrun.conf", Mode: 0o644, Content: serviceDropIn},
 		{Path: "systemd/system.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
 		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
+		{Path: "systemd/system/user@.service.d/00-vzrun.conf", Mode: 0o644, Content: userDropIn},
 		{Path: "systemd/system/systemd-resolved.service.d/00-vzrun.conf", Mode: 0o644, Content: tmpDropIn},
 	}
 }
@@ -48,6 +49,13 @@ const tmpDropIn = `# Written by vzrun at each start; see vzrun's documentation o
 # PrivateTmp=disconnected binds two directories of a tmpfs whose root is mounted
 # nowhere, which CRIU cannot save; yes uses directories in /tmp and /var/tmp
 PrivateTmp=yes
+`
+
+const userDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+[Service]
+# the unit says skip, so the default is not asked; a user's manager then spins
+# after a restore, as its trigger is gone
+MemoryPressureWatch=off
 `
 
 const managerDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
