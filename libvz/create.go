@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -115,7 +116,9 @@ type nascent struct {
 
 	config *configs.Config
 	lc     *libcontainer.Container
-	userns *os.File // nil unless the rootfs is id-mapped
+	// cgroups are the container's directories, by controller.
+	cgroups map[string]string
+	userns  *os.File // nil unless the rootfs is id-mapped
 }
 
 // build converts the configuration, journals the operation, makes
@@ -157,10 +160,11 @@ func (n *nascent) build(op string, fn func() error) error {
 		if err != nil {
 			return err
 		}
-		if err := ownCgroups(cm.GetPaths()); err != nil {
+		n.cgroups = cm.GetPaths()
+		if err := ownCgroups(n.cgroups); err != nil {
 			return err
 		}
-		if err := n.entry.Begin(store.Operation{Name: op, Cgroups: cm.GetPaths()}); err != nil {
+		if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
 			return err
 		}
 		n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)

@@ -185,6 +185,7 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		}
 		r.host.event(Event{ID: r.id, Step: "restoring"})
 		begun := time.Now()
+		defer r.abortAfter(ctx)()
 		pid, measured, err := criu.Restore(ctx, r.opts)
 		if err != nil {
 			var ce *criu.Error

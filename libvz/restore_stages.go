@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,35 @@ func (r *revival) criuStarted(pid int) error {
 	}
 	r.entry.Operation.Criu, r.entry.Operation.CriuStart = pid, start
 	return r.entry.Save()
+}
+
+// abortGrace is how long a cancelled restore may go on until CRIU asks for
+// consent, and learns that there is none.
+const abortGrace = 10 * time.Second
+
+// abortAfter ends a restore that is cancelled and does not come to its next
+// stage: damaged images can make a task that restores itself run in circles.
+// criu is in the container's cgroups too. The function returned ends the watch.
+func (r *revival) abortAfter(ctx context.Context) func() {
+	finished := make(chan struct{})
+	go func() {
+		select {
+		case <-finished:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-finished:
+			return
+		case <-time.After(abortGrace):
+		}
+		kill, cancel := context.WithTimeout(context.Background(), killTimeout)
+		defer cancel()
+		if err := cgroup.KillAll(kill, slices.Collect(maps.Values(r.cgroups))); err != nil {
+			r.host.warn(r.id, "restore is stuck: %v", err)
+		}
+	}()
+	return func() { close(finished) }
 }
 
 // joinCgroups makes the container's cgroups, puts criu into them (what it
