@@ -81,7 +81,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	if err != nil {
 		return nil, err
 	}
-	d, err := c.prepareDump(o)
+	d, err := c.prepareDump(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -104,24 +104,32 @@ type dumpPlan struct {
 	state    *libcontainer.State
 	manifest manifest
 	opts     criu.DumpOptions
+	system   bool // a whole operating system
+}
+
+// saveCgroups records the guest's own cgroups. Only while its tasks are
+// stopped are they those that the images speak of.
+func (d *dumpPlan) saveCgroups() error {
+	if path := d.state.CgroupPaths[""]; d.system && path != "" {
+		linux := d.manifest.Spec.Linux
+		tree, err := cgroup.Save(path, linux.UIDMappings, linux.GIDMappings)
+		if err != nil {
+			return fmt.Errorf("record the guest's cgroups: %w", err)
+		}
+		d.manifest.Cgroups = &tree
+	}
+	return nil
 }
 
 // prepareDump looks at the container, refuses what cannot be saved and gathers
 // what CRIU does not save. It changes nothing.
-func (c *Container) prepareDump(o CheckpointOptions) (*dumpPlan, error) {
+func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dumpPlan, error) {
 	st, err := c.lc.State()
 	if err != nil {
 		return nil, err
 	}
-	pids, err := c.lc.Processes()
+	tasks, err := c.savableTasks(ctx, st.InitProcessPid)
 	if err != nil {
-		return nil, err
-	}
-	tasks, err := tasksOf(st.InitProcessPid, pids)
-	if err != nil {
-		return nil, err
-	}
-	if err := refuse(findObstacles(tasks)); err != nil {
 		return nil, err
 	}
 	spec, _, err := loadSpec(c.bundle())
@@ -132,14 +140,7 @@ func (c *Container) prepareDump(o CheckpointOptions) (*dumpPlan, error) {
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
 	}}
-	system := c.guestInit() != ""
-	if system && st.CgroupPaths[""] != "" {
-		tree, err := cgroup.Save(st.CgroupPaths[""], spec.Linux.UIDMappings, spec.Linux.GIDMappings)
-		if err != nil {
-			return nil, fmt.Errorf("record the guest's cgroups: %w", err)
-		}
-		d.manifest.Cgroups = &tree
-	}
+	d.system = c.guestInit() != ""
 	if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
 		if d.manifest.Links, err = vnet.Capture(st.InitProcessPid); err != nil {
 			return nil, fmt.Errorf("record network links: %w", err)
@@ -153,12 +154,43 @@ func (c *Container) prepareDump(o CheckpointOptions) (*dumpPlan, error) {
 		Common: criu.Common{
 			Root: st.Config.Rootfs, Mounts: append(mounts, maskedFiles(&st.Config, st.InitProcessPid)...),
 			ManageCgroups: o.ManageCgroups, TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets,
-			ShellJob: o.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: o.LinkRemap || system,
+			ShellJob: o.ShellJob, FileLocks: o.FileLocks || d.system, LinkRemap: o.LinkRemap || d.system,
 		},
 		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
 		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump,
 	}
 	return d, nil
+}
+
+// Helpers of systemd that set a service up, such as (sd-mkuserns), are
+// obstacles for some milliseconds; one that stays this long is to be refused.
+const (
+	obstacleLooks = 10
+	obstaclePause = 30 * time.Millisecond
+)
+
+// savableTasks returns the tasks of the guest, its init first, or says why
+// CRIU could not save them.
+func (c *Container) savableTasks(ctx context.Context, init int) ([]task, error) {
+	for n := 1; ; n++ {
+		pids, err := c.lc.Processes()
+		if err != nil {
+			return nil, err
+		}
+		tasks, err := tasksOf(init, pids)
+		if err != nil {
+			return nil, err
+		}
+		err = refuse(findObstacles(tasks))
+		if err == nil || n == obstacleLooks {
+			return tasks, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(obstaclePause):
+		}
+	}
 }
 
 // freezer returns the cgroup that CRIU may freeze. On a pure cgroup2 host that
@@ -190,6 +222,9 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		}
 		asked := time.Now()
 		defer func() { waited += time.Since(asked) }()
+		if err := d.saveCgroups(); err != nil {
+			return err
+		}
 		if err := d.manifest.seal(d.opts.Images); err != nil {
 			return err
 		}

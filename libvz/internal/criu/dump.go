@@ -119,6 +119,18 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	if o.PreDump {
 		kind = rpc.CriuReqType_SINGLE_PRE_DUMP
 	}
+	consent := o.Stage
+	o.Stage = func(s Stage) error {
+		if s.Name == "post-dump" {
+			if err := mendExeLinks(o.Images); err != nil {
+				return err
+			}
+		}
+		if consent == nil {
+			return nil
+		}
+		return consent(s)
+	}
 	_, err = o.run(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, [3]*os.File{})
 	if err != nil {
 		return explain("dump", filepath.Join(o.Work, DumpLog), err)

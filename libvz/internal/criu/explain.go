@@ -2,6 +2,7 @@ package criu
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -91,6 +92,12 @@ func symptoms() []symptom {
 // explain reads CRIU's log and fills an Error from it.
 func explain(op, log string, err error) *Error {
 	e := &Error{Op: op, Log: log, Err: err}
+	// What we refused ourselves is the cause of all that CRIU's log says.
+	var refused *refusal
+	if errors.As(err, &refused) {
+		e.Cause = refused.Error()
+		return e
+	}
 	f, openErr := os.Open(log)
 	if openErr != nil {
 		e.Log = ""

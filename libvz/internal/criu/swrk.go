@@ -108,7 +108,7 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 			file.Close()
 		}
 		if err != nil {
-			refused = err
+			refused = &refusal{err}
 		}
 		answer := &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(err == nil)}
 		if err := s.send(answer); err != nil {
@@ -116,6 +116,11 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 		}
 	}
 }
+
+// refusal is our own word that an operation must not go on.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
 
 // failure is CRIU's own word that an operation failed.
 type failure struct {
