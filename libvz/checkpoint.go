@@ -146,7 +146,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			return nil, fmt.Errorf("record network links: %w", err)
 		}
 	}
-	mounts, err := externalMounts(&st.Config, false)
+	mounts, err := externalMounts(&st.Config, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -211,7 +211,7 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 // mount namespace.
 func (r *revival) fillOptions(work string) error {
 	m, o := r.manifest, r.options
-	mounts, err := externalMounts(r.config, true)
+	mounts, err := externalMounts(r.config, r.cgroups)
 	if err != nil {
 		return err
 	}

@@ -88,6 +88,8 @@ all_left() {
 # netns_exists INODE tells whether any process is still in a network namespace.
 netns_exists() { stat -Lc %i /proc/[0-9]*/ns/net 2>/dev/null | grep -qx "$1"; }
 
+netns_gone() { ! netns_exists "$1"; }
+
 netns_of() { stat -Lc %i "/proc/$1/ns/net"; }
 
 # build_recvtty prints the path of the receiver for terminals and pidfds.

@@ -211,7 +211,7 @@ receive() {
 	vz exec --detach "$ID" sleep 3000 </dev/null >/dev/null 2>&1 3>&-
 	vz delete --force "$ID"
 	assert_nothing_left
-	if netns_exists "$net"; then false; fi
+	wait_until 5 netns_gone "$net"
 	[[ $(tree_sum "$BUNDLE/rootfs") == "$before" ]]
 }
 
