@@ -98,24 +98,44 @@ func (h *Host) Load(id string) (*Container, error) {
 	return c, fail("load", id, err)
 }
 
-// load heals before it looks: an operation whose process died is undone.
+// load heals before it looks. A container of which there is nothing yet but an
+// operation under way is busy: it may be there in a moment.
 func (h *Host) load(id string) (*Container, error) {
-	if r, err := h.store.Read(id); err == nil && r.Operation != nil {
-		entry, err := h.lock(id)
-		if err == nil {
-			entry.Close()
-		} else if !errors.Is(err, ErrBusy) {
-			return nil, err
-		}
+	busy := h.heal(id)
+	if busy != nil && !errors.Is(busy, ErrBusy) {
+		return nil, busy
 	}
 	lc, err := libcontainer.Load(h.opts.Root, id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
+		if busy != nil {
+			return nil, busy
+		}
 		return nil, ErrNotExist
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read state: %w", err)
 	}
 	return &Container{host: h, id: id, lc: lc}, nil
+}
+
+// heal undoes an operation whose process died, and removes the lock of one that
+// died before it had begun.
+func (h *Host) heal(id string) error {
+	r, err := h.store.Read(id)
+	begun := err == nil && r.Operation != nil
+	stray := errors.Is(err, fs.ErrNotExist) && h.store.HasLock(id)
+	if !begun && !stray {
+		return nil
+	}
+	entry, err := h.lock(id)
+	if err != nil {
+		return err
+	}
+	defer entry.Close()
+	if _, err := os.Lstat(filepath.Join(h.opts.Root, id)); stray && errors.Is(err, fs.ErrNotExist) {
+		return entry.Forget()
+	}
+	return nil
 }
 
 // List returns the state of every container, sorted by id. A container whose
@@ -133,7 +153,7 @@ func (h *Host) List() ([]State, error) {
 			continue
 		}
 		c, err := h.load(e.Name())
-		if errors.Is(err, ErrNotExist) {
+		if errors.Is(err, ErrNotExist) || errors.Is(err, ErrBusy) {
 			continue // deleted meanwhile, or being created
 		}
 		var s State

@@ -109,7 +109,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 		return nil, err
 	}
 	if version < m.Criu {
-		h.warn(id, "the images were written by CRIU %d, this one is %d: it may not understand them", m.Criu, version)
+		h.warn(id, "the images were written by CRIU %s, this one is %s: it may not understand them", criu.FormatVersion(m.Criu), criu.FormatVersion(version))
 	}
 	links, err := placeLinks(m.Links, o.Veth)
 	if err != nil {

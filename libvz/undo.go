@@ -118,9 +118,9 @@ func (h *Host) erase(ctx context.Context, e *store.Entry) error {
 	if err := store.RemoveTree(h.opts.Root, e.ID); err != nil {
 		return err
 	}
-	if err := e.End(); err != nil {
-		return err
-	}
+	// Not End and then Forget: a record without operation and container
+	// would be nobody's to remove.
+	e.Operation = nil
 	return e.Forget()
 }
 

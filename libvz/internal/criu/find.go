@@ -77,7 +77,7 @@ func CheckVersion(ctx context.Context, path string) (int, error) {
 		return 0, fmt.Errorf("%s --version: %w", path, err)
 	}
 	if v < MinVersion {
-		return v, fmt.Errorf("%s is version %s, %s or newer is needed: %w", path, dotted(v), dotted(MinVersion), ErrTooOld)
+		return v, fmt.Errorf("%s is version %s, %s or newer is needed: %w", path, FormatVersion(v), FormatVersion(MinVersion), ErrTooOld)
 	}
 	return v, nil
 }
@@ -103,4 +103,5 @@ func parseVersion(out string) (int, error) {
 	return v, nil
 }
 
-func dotted(v int) string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }
+// FormatVersion writes a version number as people do: 40201 as 4.2.1.
+func FormatVersion(v int) string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }

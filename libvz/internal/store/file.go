@@ -12,10 +12,12 @@ import (
 
 // WriteFile replaces the file at path by data such that a crash at any moment
 // leaves either the old content or the new: a temporary file in the same
-// folder, fsync(2), rename(2), fsync of the folder.
+// folder, fsync(2), rename(2), fsync of the folder. The caller keeps others
+// from writing the same file. A temporary file that a crash leaves is replaced by
+// the next call.
 func WriteFile(path string, data []byte, mode fs.FileMode) (retErr error) {
 	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, ".new-")
+	tmp, err := os.OpenFile(temporary(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
 	if err != nil {
 		return err
 	}
@@ -41,6 +43,10 @@ func WriteFile(path string, data []byte, mode fs.FileMode) (retErr error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func temporary(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
 }
 
 func syncDir(dir string) error {

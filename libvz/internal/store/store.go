@@ -156,18 +156,10 @@ func (s *Store) Read(id string) (*Record, error) {
 	return r, nil
 }
 
-// IDs lists the containers that have a record, in no order.
-func (s *Store) IDs() ([]string, error) {
-	names, err := filepath.Glob(filepath.Join(s.dir, "*.json"))
-	if err != nil {
-		return nil, err
-	}
-	ids := make([]string, 0, len(names))
-	for _, n := range names {
-		base := filepath.Base(n)
-		ids = append(ids, base[:len(base)-len(".json")])
-	}
-	return ids, nil
+// HasLock tells whether there is a lock file, held or not.
+func (s *Store) HasLock(id string) bool {
+	_, err := os.Lstat(s.path(id, ".lock"))
+	return err == nil
 }
 
 // Begin writes op into the record before its first side effect. It fails
@@ -214,8 +206,10 @@ func (e *Entry) Save() error {
 // Forget removes the record and the lock file of a container that is gone.
 // The Entry must still be closed. It is idempotent.
 func (e *Entry) Forget() error {
-	for _, suffix := range []string{".json", ".lock"} {
-		if err := os.Remove(e.store.path(e.ID, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// The lock last: it protects the others.
+	record := e.store.path(e.ID, ".json")
+	for _, path := range []string{record, temporary(record), e.store.path(e.ID, ".lock")} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
