@@ -1,0 +1,381 @@
+#!/usr/bin/env bats
+# vzrun is killed in the middle of what it does: the next call finds its way, no
+# container is lost, the rootfs is untouched, nothing is left over.
+# $ARGS is jq's.
+# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+
+load helpers
+load app
+
+setup_file() { suite_setup; }
+teardown_file() { suite_teardown; }
+setup() { vz_setup; }
+teardown() { vz_teardown; }
+
+# The counter's own folder is all that its guest writes to.
+count=var/lib/vzcount
+
+# start VERB [FLAG...] ID starts vzrun itself, whose pid is $SPAWNED then; a
+# function in between would be killed in its place.
+start() { spawn "$VZ_TMP/$1.log" "$VZRUN" --root "$VZ_ROOT" "$@"; }
+
+# crash kills the vzrun that start began, and fails if it was over.
+crash() {
+	local code=0
+	kill -KILL "$SPAWNED"
+	wait "$SPAWNED" || code=$?
+	[[ $code -eq 137 ]] || {
+		echo "vzrun had ended with $code before it was killed:"
+		cat "$VZ_TMP"/*.log
+		return 1
+	}
+}
+
+# crash_after SECONDS VERB... runs vzrun and kills it, unless it is over before.
+crash_after() {
+	local code=0
+	timeout --foreground --signal=KILL "$1" "$VZRUN" --root "$VZ_ROOT" --log "$VZ_TMP/launch.log" "${@:2}" \
+		</dev/null >/dev/null 2>&1 3>&- || code=$?
+	# timeout says 124 where the kill met a process that had just ended.
+	[[ $code -eq 0 || $code -eq 124 || $code -eq 137 ]] || {
+		echo "$2 failed with $code:"
+		cat "$VZ_TMP/launch.log"
+		return 1
+	}
+	CRASHED=$((code == 137))
+}
+
+# crash_at DIR NAME VERB... starts vzrun and kills it when a file NAME appears
+# in DIR.
+crash_at() {
+	local watcher
+	mkdir -p "$1"
+	spawn "$VZ_TMP/watch" inotifywait -e create,moved_to --include "/$2\$" "$1"
+	watcher=$SPAWNED
+	wait_line "$VZ_TMP/watch" 'Watches established'
+	start "${@:3}"
+	wait "$watcher"
+	kill -KILL "$SPAWNED" || true
+	wait "$SPAWNED" || true
+}
+
+# in_journal OPERATION: the crash has left this operation unfinished.
+in_journal() { jq -e --arg name "$1" '.operation.name == $name' "$VZ_ROOT/@/$ID.json"; }
+
+# counter makes the bundle $BUNDLE of a counter, and $BEFORE of its rootfs.
+counter() {
+	BUNDLE=$(app_bundle "$ID" /usr/local/bin/vzguest count "/$count/log")
+	mkdir -p "$BUNDLE/rootfs/$count"
+	BEFORE=$(tree_sum "$BUNDLE/rootfs" "$count")
+	IMAGES=$VZ_TMP/images
+}
+
+counter_up() {
+	counter
+	app_up "$BUNDLE" "$ID"
+	wait_counter "$BUNDLE/rootfs"
+}
+
+# counter_lives: the counter runs on, or can be restored from whole images;
+# either way it goes on counting without a gap.
+counter_lives() {
+	local status
+	status=$(status_of "$ID")
+	case $status in
+	running) ;;
+	'' | stopped)
+		[[ -e $IMAGES/vzrun.json ]]
+		vz delete --force "$ID"
+		app_restore "$BUNDLE" "$ID" "$IMAGES"
+		;;
+	*)
+		echo "the counter is $status"
+		return 1
+		;;
+	esac
+	wait_counter "$BUNDLE/rootfs"
+	[[ $(guest "$ID" echo works) == works ]]
+	[[ ! -e $VZ_ROOT/@/$ID.json ]] || jq -e '.operation == null' "$VZ_ROOT/@/$ID.json"
+	verify_counter "$BUNDLE/rootfs"
+}
+
+# clean_end: what all of this leaves is a rootfs as it was.
+clean_end() {
+	vz delete --force "$ID"
+	assert_nothing_left
+	[[ $(tree_sum "$BUNDLE/rootfs" "$count") == "$BEFORE" ]]
+}
+
+# hold makes a hook of $BUNDLE wait. When held returns it does, and $HOOK is its
+# pid; it ends with the test.
+hold() {
+	mkfifo "$VZ_TMP/gate"
+	edit_config "$BUNDLE" '.hooks[$ARGS.positional[0]] = [{path: "/bin/sh", args: ["sh", "-c", "echo $$ >$1/held.new; mv $1/held.new $1/held; read -r _ <$1/gate", "sh", $ARGS.positional[1]],
+		env: ["PATH=/usr/bin:/bin"]}]' "$1" "$VZ_TMP"
+}
+
+held() {
+	wait_file "$VZ_TMP/held"
+	HOOK=$(<"$VZ_TMP/held")
+	VZ_SPAWNED+=("$HOOK")
+}
+
+unhold() {
+	kill -KILL "$HOOK"
+	wait_exit "$HOOK"
+	rm "$VZ_TMP/held" "$VZ_TMP/gate"
+	edit_config "$BUNDLE" 'del(.hooks)'
+}
+
+# slow_criu writes a criu to $CRIU that waits before it does anything.
+slow_criu() {
+	local criu
+	criu=$(real_criu)
+	CRIU=$VZ_TMP/criu
+	mkfifo "$VZ_TMP/gate"
+	cat >"$CRIU" <<-EOF
+		#!/bin/sh
+		if [ "\$1" != --version ]; then
+			echo \$\$ >'$VZ_TMP/held.new'
+			mv '$VZ_TMP/held.new' '$VZ_TMP/held'
+			read -r _ <'$VZ_TMP/gate'
+		fi
+		exec '$criu' "\$@"
+	EOF
+	chmod +x "$CRIU"
+}
+
+# real_criu prints the criu that vzrun finds.
+real_criu() {
+	local criu
+	for criu in "$(dirname "$VZRUN")/../libexec/vzrun/criu" /usr/local/libexec/vzrun/criu /usr/libexec/vzrun/criu criu; do
+		command -v "$criu" && return
+	done
+}
+
+let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
+
+### create
+
+@test "create is killed while a hook runs, and the id can be used again" {
+	counter
+	hold createRuntime
+	start create --bundle "$BUNDLE" "$ID"
+	held
+	crash
+	in_journal create
+	unhold
+	app_create "$BUNDLE" "$ID"
+	vz start "$ID"
+	wait_counter "$BUNDLE/rootfs"
+	clean_end
+}
+
+@test "create is killed while a hook runs, and delete --force cleans up" {
+	counter
+	hold createRuntime
+	start create --bundle "$BUNDLE" "$ID"
+	held
+	crash
+	[[ -n $(find /sys/fs/cgroup -path "*$(cgroup_of "$ID")") ]]
+	run -0 --separate-stderr vz delete --force "$ID"
+	[[ -z $output$stderr ]]
+	clean_end
+}
+
+@test "create is killed while a hook runs, and whoever looks cleans up" {
+	counter
+	hold createRuntime
+	start run --detach --bundle "$BUNDLE" "$ID"
+	held
+	crash
+	fails 1 'does not exist' vz state "$ID"
+	[[ -z $(vz list -q) ]]
+	clean_end
+}
+
+@test "create and run are killed at any moment" {
+	local ms verb crashes=0
+	counter
+	for ((ms = 4; ms <= 90; ms += 7)); do
+		verb=(create)
+		((ms % 2)) || verb=(run --detach)
+		crash_after "0.$(printf %03d $ms)" "${verb[@]}" --bundle "$BUNDLE" "$ID"
+		crashes=$((crashes + CRASHED))
+		clean_end
+	done
+	echo "$crashes crashes"
+	((crashes > 0))
+	app_up "$BUNDLE" "$ID"
+	wait_counter "$BUNDLE/rootfs"
+	clean_end
+}
+
+### checkpoint
+
+@test "checkpoint is killed before CRIU begins" {
+	counter_up
+	slow_criu
+	spawn "$VZ_TMP/checkpoint.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" checkpoint --image-path "$IMAGES" "$ID"
+	wait_file "$VZ_TMP/held"
+	fails 3 'busy' vz delete --force "$ID"
+	crash
+	in_journal checkpoint
+	let_criu_go
+	counter_lives
+	[[ ! -e $IMAGES/vzrun.json ]]
+	# The same place may be used again.
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	counter_lives
+	clean_end
+}
+
+@test "checkpoint is killed while CRIU dumps" {
+	local file
+	counter_up
+	for file in dump.log pages-1.img inventory.img; do
+		IMAGES=$VZ_TMP/images-$file
+		crash_at "$IMAGES" "$file" checkpoint --image-path "$IMAGES" "$ID"
+		counter_lives
+	done
+	clean_end
+}
+
+@test "checkpoint is killed when the images are whole" {
+	counter_up
+	for flag in --leave-running ''; do
+		IMAGES=$VZ_TMP/images$flag
+		crash_at "$IMAGES" vzrun.json checkpoint --image-path "$IMAGES" ${flag:+"$flag"} "$ID"
+		[[ -e $IMAGES/vzrun.json ]]
+		counter_lives
+	done
+	clean_end
+}
+
+@test "CRIU itself is killed" {
+	local code=0
+	counter_up
+	slow_criu
+	spawn "$VZ_TMP/checkpoint.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" checkpoint --image-path "$IMAGES" "$ID"
+	wait_file "$VZ_TMP/held"
+	kill -KILL "$(<"$VZ_TMP/held")"
+	wait "$SPAWNED" || code=$?
+	[[ $code -eq 1 ]]
+	counter_lives
+	clean_end
+}
+
+### restore
+
+@test "restore is killed before CRIU begins" {
+	counter_up
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	slow_criu
+	spawn "$VZ_TMP/restore.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+	wait_file "$VZ_TMP/held"
+	crash
+	in_journal restore
+	let_criu_go
+	counter_lives
+	clean_end
+}
+
+@test "restore is killed while CRIU restores" {
+	local file
+	counter_up
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	for file in restore.log stats-restore; do
+		crash_at "$VZ_TMP/work" "$file" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" --work-path "$VZ_TMP/work" "$ID"
+		rm -r "$VZ_TMP/work"
+		counter_lives
+		IMAGES=$IMAGES-2
+		vz checkpoint --image-path "$IMAGES" "$ID"
+	done
+	counter_lives
+	clean_end
+}
+
+@test "restore is killed while a hook runs" {
+	counter_up
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	hold createRuntime
+	start restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+	held
+	crash
+	in_journal restore
+	unhold
+	counter_lives
+	clean_end
+}
+
+@test "fifteen kills at random moments of checkpoint and restore lose no container" {
+	local i from seed=${VZ_SEED:-$RANDOM} crashes=0
+	echo "VZ_SEED=$seed repeats this"
+	RANDOM=$seed
+	counter_up
+	for ((i = 0; i < 15; i++)); do
+		from=$IMAGES
+		if [[ $(status_of "$ID") == running ]]; then
+			IMAGES=$VZ_TMP/images-$i
+			crash_after "0.$(printf %03d $((20 + RANDOM % 450)))" checkpoint --image-path "$IMAGES" "$ID"
+		fi
+		crashes=$((crashes + CRASHED))
+		# Half of the time it is restored whether or not it was to be killed.
+		if ((RANDOM % 2)) && [[ -e $IMAGES/vzrun.json ]] && ! has_status "$ID" running; then
+			vz delete --force "$ID"
+			crash_after "0.$(printf %03d $((20 + RANDOM % 450)))" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+			crashes=$((crashes + CRASHED))
+		fi
+		counter_lives
+		[[ $from == "$IMAGES" ]] || rm -rf "$from"
+	done
+	echo "$crashes crashes"
+	((crashes >= 3))
+	clean_end
+}
+
+### delete and stop
+
+@test "delete is killed at any moment" {
+	local ms crashes=0
+	counter
+	for ((ms = 2; ms <= 44; ms += 6)); do
+		app_up "$BUNDLE" "$ID"
+		wait_counter "$BUNDLE/rootfs" 1
+		crash_after "0.$(printf %03d $ms)" delete --force "$ID"
+		crashes=$((crashes + CRASHED))
+		clean_end
+	done
+	echo "$crashes crashes"
+	((crashes > 0))
+}
+
+@test "delete is killed while a hook runs" {
+	counter
+	hold poststop
+	app_up "$BUNDLE" "$ID"
+	start delete --force "$ID"
+	held
+	crash
+	fails 1 'does not exist' vz state "$ID"
+	unhold
+	clean_end
+	app_up "$BUNDLE" "$ID"
+	wait_counter "$BUNDLE/rootfs"
+	clean_end
+}
+
+@test "stop is killed while it waits" {
+	BUNDLE=$(app_bundle "$ID" sh -c 'trap "touch /asked" TERM; touch /ready; while :; do sleep 0.05; done')
+	app_up "$BUNDLE" "$ID"
+	wait_file "$BUNDLE/rootfs/ready"
+	start stop --timeout 60s "$ID"
+	wait_file "$BUNDLE/rootfs/asked"
+	crash
+	has_status "$ID" running
+	[[ $(guest "$ID" echo works) == works ]]
+	vz stop --timeout 0 "$ID"
+	has_status "$ID" stopped
+	vz delete "$ID"
+	assert_nothing_left
+}
