@@ -20,6 +20,7 @@
 //	PrivateUsers= of services          service.d drop-in            nested user namespaces are not dumped
 //	PSI triggers of PID 1              MEMORY_PRESSURE_WATCH        reopened without the trigger: PID 1 spins
 //	PSI triggers of services           {system,user}.conf.d         the same, and memory.pressure bind mounts
+//	PSI triggers of user managers      user@.service.d drop-in      the same; the stock unit asks for them itself
 //	PrivateTmp=disconnected of         drop-in: PrivateTmp=yes     a tmpfs whose root is mounted nowhere
 //	  systemd-resolved
 //	io_uring, bpf, userfaultfd,        seccomp: ENOSYS              descriptors without an image
