@@ -39,13 +39,13 @@ _vzrun_flags() {
 _vzrun_value() {
 	local verb=$1 flag=$2 current=$3
 	case $flag in
-	--log-format) COMPREPLY=($(compgen -W 'text json' -- "$current")) ;;
-	--rootless) COMPREPLY=($(compgen -W 'true false auto' -- "$current")) ;;
-	--manage-cgroups-mode) COMPREPLY=($(compgen -W 'soft full strict ignore' -- "$current")) ;;
+	--log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current") ;;
+	--rootless) mapfile -t COMPREPLY < <(compgen -W 'true false auto' -- "$current") ;;
+	--manage-cgroups-mode) mapfile -t COMPREPLY < <(compgen -W 'soft full strict ignore' -- "$current") ;;
 	--format | -f)
 		local plain=table
 		[[ $verb == ready ]] && plain=text
-		COMPREPLY=($(compgen -W "$plain json" -- "$current"))
+		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
 		;;
 	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs)
 		compopt -o filenames
@@ -84,16 +84,16 @@ _vzrun() {
 	if [[ -n $id ]]; then
 		# Flags have ended.
 		if [[ $verb == kill && $previous == "$id" ]]; then
-			COMPREPLY=($(compgen -W 'HUP INT QUIT KILL USR1 USR2 TERM CONT STOP RTMIN+3' -- "${current^^}"))
+			mapfile -t COMPREPLY < <(compgen -W 'HUP INT QUIT KILL USR1 USR2 TERM CONT STOP RTMIN+3' -- "${current^^}")
 		elif [[ $verb == exec ]]; then
 			mapfile -t COMPREPLY < <(compgen -c -- "$current")
 		fi
 	elif [[ $current == -* ]]; then
-		COMPREPLY=($(compgen -W "$(_vzrun_flags "$verb")" -- "$current"))
+		mapfile -t COMPREPLY < <(compgen -W "$(_vzrun_flags "$verb")" -- "$current")
 	elif [[ -z $verb || $verb == help ]]; then
-		COMPREPLY=($(compgen -W "$_vzrun_verbs" -- "$current"))
+		mapfile -t COMPREPLY < <(compgen -W "$_vzrun_verbs" -- "$current")
 	elif [[ $verb != @(create|run|restore|spec|features|list) ]]; then
-		COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" "${root[@]}" list --quiet 2>/dev/null)" -- "$current"))
+		mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" "${root[@]}" list --quiet 2>/dev/null)" -- "$current")
 	fi
 }
 
