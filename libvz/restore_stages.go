@@ -93,6 +93,10 @@ func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
 	return roots, nil
 }
 
+// asideKey is where an operation notes the cgroup that criu was moved to. No
+// controller has that name.
+const asideKey = "criu"
+
 // growCgroups makes the guest's cgroup2 subtree again.
 //
 // On a hybrid host that is done before CRIU works. On a pure cgroup2 host it
@@ -108,7 +112,7 @@ func (r *revival) growCgroups() error {
 	o := cgroup.CreateOptions{UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings}
 	if cgroups.IsCgroup2UnifiedMode() {
 		r.aside = r.subtree + "-criu"
-		r.entry.Operation.Cgroups["criu"] = r.aside
+		r.entry.Operation.Cgroups[asideKey] = r.aside
 		if err := r.entry.Save(); err != nil {
 			return err
 		}

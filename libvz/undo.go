@@ -45,6 +45,11 @@ func (h *Host) undo(e *store.Entry) error {
 		return h.undoCheckpoint(e)
 	case "create", "restore":
 		if op.Step == stepCommitted && h.initAlive(e.ID) {
+			if aside := op.Cgroups[asideKey]; aside != "" {
+				if err := cgroup.Remove(ctx, aside); err != nil {
+					return fmt.Errorf("remove cgroup: %w", err)
+				}
+			}
 			return e.End()
 		}
 		return h.erase(ctx, e)
@@ -83,7 +88,8 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 	}
 	if err == nil && st != libcontainer.Stopped && e.Operation.Init != 0 {
 		if err := unlockNetwork(e.Operation.Init); err != nil {
-			return err
+			// Where there is no packet filter to ask, there is no lock.
+			h.warn(e.ID, "%v", err)
 		}
 	}
 	return e.End()
