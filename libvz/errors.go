@@ -3,6 +3,7 @@ package libvz
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // What callers branch on. Errors of this package wrap one of them where it
@@ -25,16 +26,17 @@ var (
 // Error is an error with the operation and the container that it is about,
 // and a hint where there is something that the caller can do.
 type Error struct {
-	Op, ID string
+	Op, ID string // either may be empty
 	Err    error
 	Hint   string // one sentence, lower case; may be empty
 }
 
 func (e *Error) Error() string {
-	if e.ID == "" {
-		return fmt.Sprintf("%s: %v", e.Op, e.Err)
+	what := strings.TrimSpace(e.Op + " " + e.ID)
+	if what == "" {
+		return e.Err.Error()
 	}
-	return fmt.Sprintf("%s %s: %v", e.Op, e.ID, e.Err)
+	return what + ": " + e.Err.Error()
 }
 
 // Unwrap returns the cause.

@@ -92,10 +92,10 @@ func CheckID(id string) error {
 // Load returns a handle to an existing container.
 func (h *Host) Load(id string) (*Container, error) {
 	if err := CheckID(id); err != nil {
-		return nil, fail("load", id, err)
+		return nil, fail("", id, err)
 	}
 	c, err := h.load(id)
-	return c, fail("load", id, err)
+	return c, fail("", id, err)
 }
 
 // load heals before it looks. A container of which there is nothing yet but an
