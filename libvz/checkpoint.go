@@ -281,6 +281,9 @@ func (c *Container) explainDump(err error) error {
 	if !errors.As(err, &ce) {
 		return err
 	}
+	if ce.Unsupported {
+		return withHint(ce.Remedy, "%w: %w", ErrUnsupported, err)
+	}
 	if t, ok := c.taskOf(ce.Pid); ok && ce.Cause != "" {
 		who := fmt.Sprintf("process %q", t.Command)
 		if t.Unit != "" {

@@ -321,3 +321,60 @@ func TestMachineName(t *testing.T) {
 		}
 	}
 }
+
+func TestCommonDir(t *testing.T) {
+	for _, c := range []struct {
+		dirs []string
+		want string
+	}{
+		{[]string{"/a/b"}, "/a/b"},
+		{[]string{"/a/3", "/a/2", "/a/1"}, "/a"},
+		{[]string{"/a/b/3", "/a/2"}, "/a"},
+		{[]string{"/a/b", "/a/b/pre"}, "/a/b"},
+		{[]string{"/a/bc", "/a/b"}, "/a"},
+		{[]string{"/a/b", "/c"}, "/"},
+	} {
+		if got := commonDir(c.dirs); got != c.want {
+			t.Errorf("%q: %q, want %q", c.dirs, got, c.want)
+		}
+	}
+}
+
+func TestChain(t *testing.T) {
+	top := t.TempDir()
+	write := func(name, parent string) {
+		t.Helper()
+		dir := filepath.Join(top, name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "inventory.img"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m := &manifest{Spec: &specs.Spec{Linux: &specs.Linux{}}, Parent: parent, PreDump: name != "3"}
+		if err := m.seal(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1", "")
+	write("2", "../1")
+	write("3", "../2")
+	last, err := readManifest(filepath.Join(top, "3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := last.chain(filepath.Join(top, "3"))
+	if err != nil || len(dirs) != 3 || dirs[2] != filepath.Join(top, "1") {
+		t.Errorf("%q, %v", dirs, err)
+	}
+	if err := os.WriteFile(filepath.Join(top, "1", "inventory.img"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := last.chain(filepath.Join(top, "3")); err == nil || !strings.Contains(err.Error(), "pre-dump") {
+		t.Errorf("a damaged pre-dump: %v", err)
+	}
+	write("1", "../2")
+	if _, err := last.chain(filepath.Join(top, "3")); err == nil || !strings.Contains(err.Error(), "circles") {
+		t.Errorf("a circle: %v", err)
+	}
+}

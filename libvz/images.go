@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -158,6 +159,14 @@ func syncFile(path string) error {
 
 // readManifest reads and checks the manifest of a checkpoint.
 func readManifest(dir string) (*manifest, error) {
+	m, err := loadManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	return m, m.check(dir)
+}
+
+func loadManifest(dir string) (*manifest, error) {
 	path := filepath.Join(dir, manifestName)
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -173,7 +182,32 @@ func readManifest(dir string) (*manifest, error) {
 	if err := json.Unmarshal(data, m); err != nil {
 		return nil, withHint("the checkpoint is damaged: take another", "read %s: %w", path, err)
 	}
-	return m, m.check(dir)
+	return m, nil
+}
+
+// maxChain bounds the pre-dumps before a checkpoint.
+const maxChain = 64
+
+// chain returns the directories that a checkpoint consists of, its own first
+// and then the pre-dumps that it builds on, each checked.
+func (m *manifest) chain(dir string) ([]string, error) {
+	dirs := []string{dir}
+	for parent := m.Parent; parent != ""; {
+		dir = filepath.Join(dir, parent)
+		if len(dirs) > maxChain || slices.Contains(dirs, dir) {
+			return nil, withHint("the checkpoint is damaged: take another", "the pre-dumps of %s go in circles", dirs[0])
+		}
+		p, err := loadManifest(dir)
+		if err == nil {
+			err = p.checkFiles(dir)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("pre-dump %s: %w", dir, err)
+		}
+		dirs = append(dirs, dir)
+		parent = p.Parent
+	}
+	return dirs, nil
 }
 
 // check compares the manifest with this host and with what is in dir.
@@ -189,6 +223,12 @@ func (m *manifest) check(dir string) error {
 	case m.PreDump:
 		return withHint("restore the final checkpoint of that chain", "%s is a pre-dump: it holds memory only", dir)
 	}
+	return m.checkFiles(dir)
+}
+
+// checkFiles compares the files in dir with the manifest.
+func (m *manifest) checkFiles(dir string) error {
+	const damaged = "the checkpoint is damaged: take another"
 	if _, ok := m.Files["inventory.img"]; !ok {
 		return withHint(damaged, "%s/%s lists no inventory.img", dir, manifestName)
 	}

@@ -70,6 +70,7 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 type revival struct {
 	nascent
 	images   string
+	chain    []string // images, and the pre-dumps that they build on
 	manifest *manifest
 	options  RestoreOptions
 	opts     criu.RestoreOptions
@@ -101,6 +102,10 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
+	chain, err := m.chain(images)
+	if err != nil {
+		return nil, err
+	}
 	if err := sameGuest(m.Spec, spec); err != nil {
 		return nil, err
 	}
@@ -121,7 +126,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	}
 	r := &revival{
 		nascent: nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
-		images:  images, manifest: m, options: o, links: links,
+		images:  images, chain: chain, manifest: m, options: o, links: links,
 	}
 	r.opts.Criu = path
 	return r, nil

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -24,15 +26,20 @@ func (r *revival) shareImages() error {
 	if len(r.spec.Linux.UIDMappings) == 0 {
 		return nil
 	}
-	if err := openToGroup(r.images); err != nil {
-		return err
+	for _, dir := range r.chain {
+		if err := openToGroup(dir); err != nil {
+			return err
+		}
 	}
 	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}})
 	if err != nil {
 		return err
 	}
 	defer userns.Close()
-	tree, err := idMapped(r.images, userns)
+	// A checkpoint after pre-dumps names them by relative paths, which lead
+	// nowhere beyond the root of a detached mount.
+	base := commonDir(r.chain)
+	tree, err := idMapped(base, userns)
 	if errors.Is(err, ErrUnsupported) {
 		return r.giveImages()
 	}
@@ -40,12 +47,28 @@ func (r *revival) shareImages() error {
 		return err
 	}
 	defer tree.Close()
-	dir, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+	rel, err := filepath.Rel(base, r.images)
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Join("/proc/self/fd", strconv.Itoa(int(tree.Fd())), rel))
 	if err != nil {
 		return fmt.Errorf("open image directory: %w", err)
 	}
 	r.opts.ImagesDir = dir
 	return nil
+}
+
+// commonDir is the deepest directory that holds all of dirs, which are clean
+// and absolute, or is the only one of them.
+func commonDir(dirs []string) string {
+	common := dirs[0]
+	for _, d := range dirs[1:] {
+		for common != "/" && d != common && !strings.HasPrefix(d, common+"/") {
+			common = filepath.Dir(common)
+		}
+	}
+	return common
 }
 
 // openToGroup lets the group, which is root's, read what is opened early.
@@ -73,12 +96,18 @@ func (r *revival) giveImages() error {
 	if err != nil {
 		return err
 	}
-	if err := os.Chown(r.images, uid, 0); err != nil {
-		return fmt.Errorf("give images to the guest's root: %w", err)
-	}
-	for name := range r.manifest.Files {
-		if err := os.Lchown(filepath.Join(r.images, name), uid, 0); err != nil {
+	for _, dir := range r.chain {
+		if err := os.Chown(dir, uid, 0); err != nil {
 			return fmt.Errorf("give images to the guest's root: %w", err)
+		}
+		images, err := filepath.Glob(filepath.Join(dir, "*.img"))
+		if err != nil {
+			return err
+		}
+		for _, image := range images {
+			if err := os.Lchown(image, uid, 0); err != nil {
+				return fmt.Errorf("give images to the guest's root: %w", err)
+			}
 		}
 	}
 	return nil

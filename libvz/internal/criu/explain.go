@@ -21,6 +21,8 @@ type Error struct {
 	// namespace where CRIU gives that one; 0 where there is none.
 	Cause, Remedy string
 	Pid           int
+	// Unsupported is true where this kernel cannot do what was asked for.
+	Unsupported bool
 	// Retry is true for races that the next attempt is likely to win.
 	Retry bool
 	Err   error
@@ -52,6 +54,7 @@ type symptom struct {
 	line          *regexp.Regexp
 	cause, remedy string
 	retry         bool
+	unsupported   bool
 }
 
 // symptoms are asked in order; the first that matches any error line wins.
@@ -65,8 +68,10 @@ func symptoms() []symptom {
 	passed := s(`Control messages in queue`, "a descriptor or credentials are on their way through a unix socket", "try again")
 	spawning := s(`Unseizable non-zombie \d+ found, state D|No NS ID with kid`, "a task is starting another this moment", "try again")
 	race.retry, waiting.retry, passed.retry, spawning.retry = true, true, true, true
+	tracking := s(`Tracking memory is not available`, "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)", "take a whole checkpoint, without --pre-dump and --parent-path")
+	tracking.unsupported = true
 	return []symptom{
-		race, waiting, passed, spawning,
+		race, waiting, passed, spawning, tracking,
 		s(`Can't dump nested (\w+) namespace`, "a task has a $1 namespace of its own, which CRIU cannot save",
 			"turn off the setting of that unit that makes it (ProtectHostname=, PrivateIPC=, PrivatePIDs=, PrivateUsers=), or stop the unit"),
 		s(`io_uring`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system`, or turn io_uring off in that program"),
@@ -105,7 +110,7 @@ func explain(op, log string, err error) *Error {
 	}
 	defer f.Close()
 	e.Lines = errorLines(f)
-	e.Cause, e.Remedy, e.Retry = diagnose(e.Lines)
+	e.diagnose()
 	e.Pid = pidOf(e.Lines)
 	return e
 }
@@ -139,18 +144,20 @@ func errorLines(r io.Reader) []string {
 	return lines
 }
 
-func diagnose(lines []string) (cause, remedy string, retry bool) {
+// diagnose looks for the first known symptom in the lines.
+func (e *Error) diagnose() {
 	for _, s := range symptoms() {
-		for _, l := range lines {
+		for _, l := range e.Lines {
 			m := s.line.FindStringSubmatchIndex(l)
 			if m == nil {
 				continue
 			}
-			cause = string(s.line.ExpandString(nil, s.cause, l, m))
-			return cause, string(s.line.ExpandString(nil, s.remedy, l, m)), s.retry
+			e.Cause = string(s.line.ExpandString(nil, s.cause, l, m))
+			e.Remedy = string(s.line.ExpandString(nil, s.remedy, l, m))
+			e.Retry, e.Unsupported = s.retry, s.unsupported
+			return
 		}
 	}
-	return "", "", false
 }
 
 // pidOf finds the task that the first telling line is about.
