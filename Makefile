@@ -53,6 +53,10 @@ unit: ## Unit tests (no root needed)
 bats: ## Integration tests (root); one suite with SUITE=name
 	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
 
+.PHONY: vmtest
+vmtest: vzrun ## The suites in virtual machines (root); KERNEL=lane, SUITE=name
+	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(SUITE)
+
 .PHONY: bench
 bench: vzrun ## Measure against other runtimes (root)
 	VZRUN=$(CURDIR)/vzrun contrib/bench
