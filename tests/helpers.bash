@@ -276,7 +276,8 @@ ours() {
 	fi
 }
 
-list_mounts() { mounts; }
+# The first `ip netns add` of a machine makes /run/netns a mount, and it stays.
+list_mounts() { mounts | grep -vx /run/netns || true; }
 list_cgroups() { find /sys/fs/cgroup -type d -name '*vzrun-test*' 2>/dev/null || true; }
 list_netns() { find /run/netns /run/vzrun -maxdepth 1 -name '*' -type f 2>/dev/null || true; }
 list_loops() { losetup --noheadings --list --output NAME,BACK-FILE 2>/dev/null || true; }
