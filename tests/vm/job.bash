@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# Jobs: what a VM gets, and how it is run with it. Needs lib.bash, qemu.bash, image.bash.
+
+limit=${VZRUN_VM_TIMEOUT:-1800}
+
+# make_job DIR prepares a job's files; its program, DIR/job, is the caller's.
+make_job() {
+	local dir=$1 vzrun=${VZRUN:-$tree/vzrun}
+	[[ -x $vzrun ]] || die "no vzrun binary ($vzrun)" "run make"
+	mkdir -p "$dir/tree/tests" "$dir/tree/.cache" "$dir/results"
+	cp "$vzrun" "$dir/tree/vzrun"
+	cp -a "$tree"/tests/{run,cmd,*.bash,*.bats} "$dir/tree/tests/"
+	cp -a "$tree/contrib" "$dir/tree/"
+	install -m 0755 "$vm/guest/go" "$dir/go"
+	build_commands "$dir/tree/tests/cmd"
+	cat >"$dir/env" <<-'END'
+		cd /var/lib/vzjob/tree
+		export VZRUN=$PWD/vzrun VZRUN_CACHE=/var/cache/vzrun VZRUN_REQUIRE=1 CI=true
+		export GO=/var/lib/vzjob/go RESULTS=/var/lib/vzjob/results
+		export PATH=/var/lib/vzjob/tree:$PATH
+	END
+	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q\n' \
+		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" >>"$dir/env"
+}
+
+# build_commands DIR builds the programs of the tests, as there is no Go in a VM:
+# guest/go hands them out.
+build_commands() {
+	local dir go
+	for go in "${GO:-go}" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
+		command -v "$go" >/dev/null && break
+	done
+	for dir in "$1"/*/; do
+		(cd "$dir" && CGO_ENABLED=0 "$go" build -trimpath -buildvcs=false -ldflags '-s -w' -o built ./*.go) ||
+			die "$dir does not build" "run contrib/bootstrap"
+	done
+}
+
+# pack DIR FILE makes a job's disk.
+pack() {
+	tar -C "$1" --owner=0 --group=0 --numeric-owner -cf "$2" .
+	pad "$2"
+}
+
+# start WORK USERNET LINKNET starts a VM from $state with the job in WORK/job and
+# its output on this program's; sets $vm_pid. It ends with this program.
+start() {
+	local work=$1 wake
+	: >"$work/results.tar"
+	mkfifo "$work/in"
+	# Held open: at the pipe's end the port would be closed.
+	exec {wake}<>"$work/in"
+	qmp_open "$work"
+	qmp_say migrate-incoming "{\"uri\": \"file:$state/memory\"}"
+	machine "$image" "file=$state/root.qcow2,snapshot=on" "$work/job"
+	TMPDIR=$work setpriv --pdeathsig KILL timeout --kill-after=5 $((limit + 60)) \
+		"${qemu[@]}" "${machine[@]}" "${qmp[@]}" -incoming defer \
+		-chardev stdio,id=job,signal=off -chardev "file,id=results,path=$work/results.tar" \
+		-netdev "user,id=user0,restrict=on$2" -netdev "$3,id=link0" \
+		-serial "file:$work/console.log" -monitor none <"$work/in" 2>"$work/qemu.log" &
+	vm_pid=$!
+	echo "go $(date +%s.%N) $(od -An -tx1 -N16 /dev/urandom | tr -d ' ') $limit" >&"$wake"
+}
+
+# finish WORK PID RESULTS waits for a VM, unpacks what it brings back and sets
+# $job_code.
+finish() {
+	local work=$1 pid=$2 results=$3 status=0
+	wait "$pid" || status=$?
+	cp "$work/console.log" "$results/" 2>/dev/null || true
+	tar -C "$results" --strip-components=1 -xf "$work/results.tar" 2>/dev/null || true
+	[[ ! -s $results/exit ]] || {
+		job_code=$(<"$results/exit")
+		return
+	}
+	cat "$work/qemu.log" >&2
+	grep -i error "$work/qmp.log" >&2 || true
+	show_console "$work/console.log"
+	if ((status == 124 || status == 137)); then
+		die "the VM hung and was ended after $((limit + 60)) s" "see its console above; VZRUN_VM_TIMEOUT is the limit"
+	fi
+	die "the VM ended without a result (QEMU: exit code $status)" "did its kernel panic? See its console above"
+}
