@@ -453,7 +453,9 @@ write_hooks() {
 	for ns in ipc mnt net pid uts; do
 		[[ $(guest "$ID" readlink "/proc/self/ns/$ns") == "$(readlink "/proc/$pid/ns/$ns")" ]]
 	done
-	[[ $(guest "$ID" grep -cF "$(cgroup_of "$ID")" /proc/self/cgroup) -gt 0 ]]
+	# From inside, a cgroup namespace hides where the cgroups are.
+	[[ $(guest "$ID" cat /proc/self/cgroup) == "$(guest "$ID" cat /proc/1/cgroup)" ]]
+	grep -qF "$(cgroup_of "$ID")" "/proc/$pid/cgroup"
 }
 
 @test "exec forwards signals" {

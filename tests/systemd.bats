@@ -9,7 +9,8 @@ load helpers
 load app
 
 setup_file() {
-	lacks 'systemd as PID 1' test -d /run/systemd/system
+	# Without it each test is skipped.
+	[[ -d /run/systemd/system ]] || return 0
 	suite_setup
 	vz_setup
 	BUNDLE=$VZ_TMP/$ID
@@ -20,9 +21,10 @@ setup_file() {
 }
 
 teardown_file() {
-	[[ -d /run/systemd/system ]] || return 0
-	vz_teardown
-	suite_teardown
+	if [[ -d /run/systemd/system ]]; then
+		vz_teardown
+		suite_teardown
+	fi
 }
 
 setup() {
