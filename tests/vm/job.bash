@@ -12,7 +12,8 @@ make_job() {
 	cp -a "$tree"/tests/{run,cmd,*.bash,*.bats} "$dir/tree/tests/"
 	cp -a "$tree/contrib" "$dir/tree/"
 	install -m 0755 "$vm/guest/go" "$dir/go"
-	build_commands "$dir/tree/tests/cmd"
+	built "commands-$(cat "$vm/job.bash" "$tree"/tests/cmd/*/*.go | hash_of)" build_commands
+	cp -r "$built/." "$dir/tree/tests/cmd/"
 	cat >"$dir/env" <<-'END'
 		cd /var/lib/vzjob/tree
 		export VZRUN=$PWD/vzrun VZRUN_CACHE=/var/cache/vzrun VZRUN_REQUIRE=1 CI=true
@@ -23,15 +24,17 @@ make_job() {
 		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" >>"$dir/env"
 }
 
-# build_commands DIR builds the programs of the tests, as there is no Go in a VM:
+# build_commands NEW builds the programs of the tests, as there is no Go in a VM:
 # guest/go hands them out.
 build_commands() {
-	local dir go
+	local new=$1 dir go
 	for go in "${GO:-go}" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
 		command -v "$go" >/dev/null && break
 	done
-	for dir in "$1"/*/; do
-		(cd "$dir" && CGO_ENABLED=0 "$go" build -trimpath -buildvcs=false -ldflags '-s -w' -o built ./*.go) ||
+	for dir in "$tree"/tests/cmd/*/; do
+		mkdir "$new/$(basename "$dir")"
+		(cd "$dir" && CGO_ENABLED=0 "$go" build -trimpath -buildvcs=false -ldflags '-s -w' \
+			-o "$new/$(basename "$dir")/built" ./*.go) ||
 			die "$dir does not build" "run contrib/bootstrap"
 	done
 }
@@ -62,11 +65,10 @@ start() {
 	echo "go $(date +%s.%N) $(od -An -tx1 -N16 /dev/urandom | tr -d ' ') $limit" >&"$wake"
 }
 
-# finish WORK PID RESULTS waits for a VM, unpacks what it brings back and sets
-# $job_code.
+# finish WORK STATUS RESULTS unpacks what a VM that ended brings back and sets
+# $job_code; STATUS is what `wait` said of it.
 finish() {
-	local work=$1 pid=$2 results=$3 status=0
-	wait "$pid" || status=$?
+	local work=$1 status=$2 results=$3
 	cp "$work/console.log" "$results/" 2>/dev/null || true
 	tar -C "$results" --strip-components=1 -xf "$work/results.tar" 2>/dev/null || true
 	[[ ! -s $results/exit ]] || {
