@@ -72,7 +72,7 @@ require_image() {
 	mapfile -t trees <<<"$trees"
 	key=$({
 		echo "$kernel $system ${trees[*]##*/}" "$(cd "$criu" && echo *)" "$(disk_key)"
-		cat "$vm/image.bash" "$vm"/guest/* "$(command -v busybox)"
+		cat "$vm/image.bash" "$vm"/guest/{agent,init,vzagent.service} "$(command -v busybox)"
 	} | hash_of)
 	built "image-$lane-$key" build_image "${trees[@]}"
 	image=$built
