@@ -203,7 +203,7 @@ build_state() {
 	pad "$work/job"
 	machine "$image" "file=$new/root.qcow2" "$work/job"
 	qmp_open "$work"
-	setpriv --pdeathsig KILL timeout --kill-after=5 "$boot_limit" "${qemu[@]}" "${machine[@]}" "${qmp[@]}" \
+	setpriv --pdeathsig TERM timeout --kill-after=5 "$boot_limit" setpriv --pdeathsig KILL "${qemu[@]}" "${machine[@]}" "${qmp[@]}" \
 		-chardev "file,id=job,path=$work/ready" -chardev null,id=results \
 		-netdev user,id=user0,restrict=on -netdev hubport,hubid=0,id=link0 \
 		-serial "file:$new/console.log" </dev/null >"$work/said" 2>&1 &

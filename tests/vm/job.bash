@@ -56,8 +56,8 @@ start() {
 	qmp_open "$work"
 	qmp_say migrate-incoming "{\"uri\": \"file:$state/memory\"}"
 	machine "$image" "file=$state/root.qcow2,snapshot=on" "$work/job"
-	TMPDIR=$work setpriv --pdeathsig KILL timeout --kill-after=5 $((limit + 60)) \
-		"${qemu[@]}" "${machine[@]}" "${qmp[@]}" -incoming defer \
+	TMPDIR=$work setpriv --pdeathsig TERM timeout --kill-after=5 $((limit + 60)) \
+		setpriv --pdeathsig KILL "${qemu[@]}" "${machine[@]}" "${qmp[@]}" -incoming defer \
 		-chardev stdio,id=job,signal=off -chardev "file,id=results,path=$work/results.tar" \
 		-netdev "user,id=user0,restrict=on$2" -netdev "$3,id=link0" \
 		-serial "file:$work/console.log" -monitor none <"$work/in" 2>"$work/qemu.log" &
