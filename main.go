@@ -85,7 +85,7 @@ func verbs() []*cli.Command {
 		createCommand(), startCommand(), runCommand(), stateCommand(), listCommand(),
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
 		resumeCommand(), specCommand(), featuresCommand(), checkpointCommand(),
-		restoreCommand(), readyCommand(), stopCommand(), enterCommand(),
+		restoreCommand(), updateCommand(), eventsCommand(), readyCommand(), stopCommand(), enterCommand(),
 	}
 }
 

@@ -57,7 +57,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	}
 	p.Init, p.LogLevel = true, h.opts.LogLevel
 
-	entry, err := h.claim(id, spec, bundle)
+	entry, err := h.claim(id)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func needRoot() error {
 }
 
 // claim takes the lock of an id that no container has yet.
-func (h *Host) claim(id string, spec *specs.Spec, bundle string) (*store.Entry, error) {
+func (h *Host) claim(id string) (*store.Entry, error) {
 	entry, err := h.lock(id)
 	if err != nil {
 		return nil, err
@@ -102,7 +102,6 @@ func (h *Host) claim(id string, spec *specs.Spec, bundle string) (*store.Entry, 
 		entry.Close()
 		return nil, err
 	}
-	entry.Bundle, entry.Rootfs = bundle, spec.Root.Path
 	return entry, nil
 }
 
@@ -234,6 +233,9 @@ func (n *nascent) settle(op string, failed error) error {
 	if n.entry.Operation == nil { // only the lock was taken
 		return errors.Join(failed, n.entry.Forget())
 	}
+	// Only a death after the commit is healed forward; what has failed is
+	// not to be left behind.
+	n.entry.Operation.Step = ""
 	if err := n.host.undo(n.entry); err != nil {
 		return errors.Join(failed, fmt.Errorf("clean up after the failed %s: %w", op, err))
 	}

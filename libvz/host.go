@@ -35,8 +35,8 @@ type Options struct {
 	SystemdCgroup bool
 	// Criu is the criu executable; "" searches for it.
 	Criu string
-	// OnEvent is told the progress of long operations, from the goroutine
-	// that runs them; nil tells nobody.
+	// OnEvent is told the progress and the warnings of operations, from any
+	// goroutine and perhaps from two at a time; nil tells nobody.
 	OnEvent func(Event)
 	// LogLevel is what the container's first process logs until it becomes
 	// the guest's init, as a logrus level number; "" = errors only.

@@ -44,26 +44,30 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 		return nil, nil, fail("restore", id, err)
 	}
 	stats.Restore = time.Since(begun)
-	lc, err := libcontainer.Load(h.opts.Root, id)
-	if err != nil {
-		return nil, nil, fail("restore", id, err)
-	}
+	// It runs, and what is not well with it from here on is worth a warning,
+	// not its end.
 	if r.spec.Annotations[annotationGuest] != "" {
-		share, err := settle(ctx, r.pid)
-		if err != nil {
-			return nil, nil, fail("restore", id, err)
-		}
-		if share >= calm {
-			h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", share*100, id)
-		}
-		stats.InitCPU = &share
+		h.watchInit(ctx, id, r.pid, stats)
 		h.registerMachine(id, r.pid, containerUUID(r.spec), r.config.Rootfs)
 	}
 	proc, err := os.FindProcess(r.pid)
 	if err != nil {
 		return nil, nil, fail("restore", id, err)
 	}
-	return &Container{host: h, id: id, lc: lc, init: &Process{proc: proc}}, stats, nil
+	return &Container{host: h, id: id, lc: r.lc, init: &Process{proc: proc}}, stats, nil
+}
+
+// watchInit warns where a restored init is not well.
+func (h *Host) watchInit(ctx context.Context, id string, pid int, stats *Stats) {
+	share, err := settle(ctx, pid)
+	if err != nil {
+		h.warn(id, "the restored init could not be watched: %v", err)
+		return
+	}
+	stats.InitCPU = &share
+	if share >= calm {
+		h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", share*100, id)
+	}
 }
 
 // revival is a container that is being restored.
@@ -120,7 +124,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
-	entry, err := h.claim(id, spec, bundle)
+	entry, err := h.claim(id)
 	if err != nil {
 		return nil, err
 	}
@@ -200,8 +204,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			return err
 		}
 		r.pid = pid
-		if err := r.leaveAside(ctx); err != nil {
+		if r.lc, err = libcontainer.Load(r.host.opts.Root, r.id); err != nil {
 			return err
+		}
+		if err := r.leaveAside(ctx); err != nil {
+			r.host.warn(r.id, "remove the cgroup of criu: %v", err)
 		}
 		stats = &Stats{
 			Operation: "restore", Criu: time.Since(begun) - r.waited, Bytes: r.manifest.Bytes,

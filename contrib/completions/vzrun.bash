@@ -5,11 +5,15 @@ _vzrun_valued=' --root --log --log-format --criu --rootless --bundle -b
  --console-socket --pidfd-socket --pid-file --preserve-fds --format -f --process
  -p --cwd --env -e --user -u --additional-gids -g --process-label --apparmor
  --cap -c --cgroup --timeout --image-path --work-path --parent-path
- --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus '
+ --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus
+ --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
+ --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
+ --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
+ --interval '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
-_vzrun_verbs='checkpoint create delete enter exec features help kill list pause
- ps ready restore resume run spec start state stop'
+_vzrun_verbs='checkpoint create delete enter events exec features help kill list
+ pause ps ready restore resume run spec start state stop update'
 
 _vzrun_flags() {
 	local images='--image-path --work-path --tcp-established --ext-unix-sk
@@ -24,6 +28,10 @@ _vzrun_flags() {
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
 		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
 		--preserve-fds --cgroup --ignore-paused' ;;
+	events) echo '--interval --stats' ;;
+	update) echo '--resources --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
+		--cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
+		--memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema' ;;
 	list) echo '--format --quiet' ;;
 	ps) echo '--format' ;;
 	ready) echo '--timeout --format' ;;
@@ -51,7 +59,7 @@ _vzrun_value() {
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;
-	--log | --criu | --console-socket | --pidfd-socket | --pid-file | --process | -p)
+	--log | --criu | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		;;

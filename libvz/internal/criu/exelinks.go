@@ -26,7 +26,7 @@ var errImage = errors.New("malformed image")
 // another open with O_PATH, CRIU saves one file for the descriptor and for the
 // other task's /proc/PID/exe, and the restore fails on it with
 // "PR_SET_MM_MAP failed with -9", since the kernel takes no O_PATH descriptor
-// there. PID 1 of systemd 254 and newer holds systemd-executor so; what runs it
+// there. PID 1 of systemd 255 and newer holds systemd-executor so; what runs it
 // are services that are being started and the (sd-pam) of user sessions. Such
 // links get a file entry of their own.
 func mendExeLinks(dir string) error {

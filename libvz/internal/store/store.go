@@ -65,8 +65,6 @@ type Operation struct {
 type Record struct {
 	Format    int        `json:"format"`
 	ID        string     `json:"id"`
-	Bundle    string     `json:"bundle,omitempty"`
-	Rootfs    string     `json:"rootfs,omitempty"`
 	Operation *Operation `json:"operation,omitempty"`
 }
 
