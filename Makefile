@@ -54,12 +54,26 @@ bats: ## Integration tests (root); one suite with SUITE=name
 	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
 
 .PHONY: vmtest
-vmtest: vzrun ## The suites in virtual machines (root); KERNEL=lane, SUITE=name
-	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(SUITE)
+vmtest: vm-ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command
+	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
+
+.PHONY: vmshort
+vmshort: vm-ready ## The part of vmtest that CI runs (root)
+	VZRUN=$(CURDIR)/vzrun tests/vm/run --short
+
+.PHONY: vmpair
+vmpair: vm-ready ## Scenarios of two virtual machines (root); SCENARIO=name, KERNEL="lane lane"
+	VZRUN=$(CURDIR)/vzrun tests/vm/pair $(or $(SCENARIO),all) $(KERNEL)
+
+.PHONY: vm-ready
+vm-ready:
+	contrib/bootstrap
+	$(MAKE) vzrun
 
 .PHONY: bench
 bench: vzrun ## Measure against other runtimes (root)
-	VZRUN=$(CURDIR)/vzrun contrib/bench
+	contrib/bootstrap
+	VZRUN=$(CURDIR)/vzrun contrib/bench/run
 
 .PHONY: lint
 lint: ## Check form: shellcheck, gofumpt, vet, golangci-lint, modules

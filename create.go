@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"os"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/vzrun/vzrun/libvz"
@@ -56,10 +59,16 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 		g.close()
 		return nil, nil, err
 	}
+	// Hooks run there, as with runc.
+	if err := os.Chdir(bundle); err != nil {
+		g.close()
+		return nil, nil, fmt.Errorf("enter bundle: %w", err)
+	}
 	ct, err := host.Create(c.Context, l.id, bundle, libvz.CreateOptions{
 		Stdio:        g.Stdio,
 		NoPivot:      c.Bool("no-pivot"),
 		NoNewKeyring: c.Bool("no-new-keyring"),
+		Spec:         spec,
 	})
 	if err != nil {
 		g.close()

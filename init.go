@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime/debug"
 
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor enters the namespaces before Go starts
@@ -12,6 +13,8 @@ import (
 // line would be parsed and threads started in somebody else's namespaces.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		// It makes a few megabytes of garbage and is gone with its exec.
+		debug.SetGCPercent(-1)
 		libcontainer.Init()
 	}
 }

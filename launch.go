@@ -30,12 +30,17 @@ type launch struct {
 
 // Which of the flags a verb has differs, their names do not.
 func newLaunch(c *cli.Context) launch {
+	pidFile := c.String("pid-file")
+	// Absolute where that can be told: create enters the bundle.
+	if abs, err := filepath.Abs(pidFile); err == nil && pidFile != "" {
+		pidFile = abs
+	}
 	return launch{
 		verb:          c.Command.Name,
 		id:            c.Args().First(),
 		detach:        c.Bool("detach"),
 		subreaper:     !c.Bool("no-subreaper"),
-		pidFile:       c.String("pid-file"),
+		pidFile:       pidFile,
 		consoleSocket: c.String("console-socket"),
 		pidfdSocket:   c.String("pidfd-socket"),
 		preserveFDs:   c.Int("preserve-fds"),

@@ -68,7 +68,7 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 	if err != nil {
 		return nil, nil, err
 	}
-	o.Stdio = g.Stdio
+	o.Stdio, o.Spec = g.Stdio, spec
 	ct, stats, err := l.restoreWithProgress(c, bundle, images, o)
 	if err != nil {
 		g.close()

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -35,6 +35,16 @@ func LoadSpec(bundle string) (*specs.Spec, error) {
 	return spec, err
 }
 
+// specOf returns a configuration that the caller has read, or reads it, and the
+// bundle's absolute path.
+func specOf(bundle string, spec *specs.Spec) (*specs.Spec, string, error) {
+	if spec == nil {
+		return loadSpec(bundle)
+	}
+	dir, err := filepath.Abs(bundle)
+	return spec, dir, err
+}
+
 // loadSpec also returns the bundle's absolute path.
 func loadSpec(bundle string) (*specs.Spec, string, error) {
 	dir, err := filepath.Abs(bundle)
@@ -57,21 +67,28 @@ func loadSpec(bundle string) (*specs.Spec, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	resolveSources(dir, spec.Mounts)
 	return spec, dir, nil
 }
 
+// resolveSources makes the sources of bind mounts absolute: they are relative
+// to the bundle (runtime-spec, config.md, "Mounts").
+func resolveSources(bundle string, mounts []specs.Mount) {
+	for i := range mounts {
+		m := &mounts[i]
+		isBind := slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+		if isBind && !filepath.IsAbs(m.Source) {
+			m.Source = filepath.Join(bundle, m.Source)
+		}
+	}
+}
+
 func readConfig(path string) ([]byte, error) {
-	st, err := os.Stat(path)
+	data, err := readRegular(path, maxConfigSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, withHint("name the bundle with --bundle, or write one with `vzrun spec`", "no config.json in bundle %s: %w", filepath.Dir(path), err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxConfigSize {
-		return nil, fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxConfigSize)
-	}
-	return os.ReadFile(path)
+	return data, err
 }
 
 func checkSpec(spec *specs.Spec) error {

@@ -30,6 +30,9 @@ type CreateOptions struct {
 	NoPivot bool
 	// NoNewKeyring leaves the caller's session keyring in place.
 	NoNewKeyring bool
+	// Spec is what LoadSpec returned for the bundle, for a caller that has
+	// read it already; nil = read it. It must not be used afterwards.
+	Spec *specs.Spec
 }
 
 // Create makes a container from a bundle. Its namespaces, cgroups and mounts
@@ -47,7 +50,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	spec, bundle, err := loadSpec(bundle)
+	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +124,8 @@ type nascent struct {
 }
 
 // build converts the configuration, journals the operation, makes
-// libcontainer's container and runs fn, all in private mounts and with the
-// bundle as working directory (relative mount sources are below it).
+// libcontainer's container and runs fn; in private mounts and with the bundle
+// as working directory where there is something to mount first.
 func (n *nascent) build(op string, fn func() error) error {
 	mapped, err := wantsIDMap(n.spec)
 	if err != nil {
@@ -140,38 +143,49 @@ func (n *nascent) build(op string, fn func() error) error {
 		}
 		defer n.userns.Close()
 	}
+	make := func() error {
+		if err := n.begin(op); err != nil {
+			return err
+		}
+		return fn()
+	}
+	// A thread of its own costs a hand-over between threads at each wait.
+	if !mapped && op != "restore" {
+		return make()
+	}
 	return inPrivateMounts(func() error {
 		if err := unix.Chdir(n.bundle); err != nil {
 			return fmt.Errorf("enter bundle: %w", err)
 		}
-		n.nameScope()
-		n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
-			CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
-			NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
-		})
-		if err != nil {
-			return err
-		}
-		// libcontainer asks getcwd(2) by way of $PWD, which is the
-		// process's, not this thread's.
-		n.config.Labels = withBundle(n.config.Labels, n.bundle)
-		cm, err := manager.New(n.config.Cgroups)
-		if err != nil {
-			return err
-		}
-		n.cgroups = cm.GetPaths()
-		if err := ownCgroups(n.cgroups); err != nil {
-			return err
-		}
-		if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
-			return err
-		}
-		n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)
-		if err != nil {
-			return err
-		}
-		return fn()
+		return make()
 	})
+}
+
+// begin converts the configuration, journals the operation and makes
+// libcontainer's container.
+func (n *nascent) begin(op string) (err error) {
+	n.nameScope()
+	n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
+		NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
+	})
+	if err != nil {
+		return err
+	}
+	n.config.Labels = withBundle(n.config.Labels, n.bundle)
+	cm, err := manager.New(n.config.Cgroups)
+	if err != nil {
+		return err
+	}
+	n.cgroups = cm.GetPaths()
+	if err := ownCgroups(n.cgroups); err != nil {
+		return err
+	}
+	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
+		return err
+	}
+	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)
+	return err
 }
 
 // nameScope gives a container without a cgroup path its place among the units
@@ -205,6 +219,8 @@ func ownCgroups(paths map[string]string) error {
 	return nil
 }
 
+// withBundle replaces the bundle that libcontainer takes the working directory
+// for.
 func withBundle(labels []string, bundle string) []string {
 	out := make([]string, 0, len(labels)+1)
 	for _, l := range labels {

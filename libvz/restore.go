@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/criu"
@@ -27,6 +28,7 @@ type RestoreOptions struct {
 	// Veth renames host ends of network links, "eth0=vzc1" or, attached to
 	// a bridge, "eth0=vzc1@br0"; links not named keep the host end they had.
 	Veth []string
+	Spec *specs.Spec // as in CreateOptions
 }
 
 // Restore makes a container run again from the images of a checkpoint, under
@@ -95,7 +97,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	spec, bundle, err := loadSpec(bundle)
+	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
 	}

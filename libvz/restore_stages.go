@@ -215,7 +215,7 @@ func (r *revival) writeState(pid int) error {
 	if err != nil {
 		return err
 	}
-	return store.WriteFile(filepath.Join(r.host.opts.Root, r.id, "state.json"), data, 0o600)
+	return store.WriteState(filepath.Join(r.host.opts.Root, r.id, "state.json"), data, 0o600)
 }
 
 // ociState is what hooks are told of a container that is being restored.

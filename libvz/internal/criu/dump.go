@@ -8,9 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/checkpoint-restore/go-criu/v7/rpc"
-	"github.com/checkpoint-restore/go-criu/v7/stats"
-	"google.golang.org/protobuf/proto"
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"github.com/checkpoint-restore/go-criu/v8/stats"
 )
 
 // Names of CRIU's logs in the work directory.
@@ -105,16 +104,16 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 		return err
 	}
 	defer closeDirs()
-	opts.Pid = proto.Int32(int32(o.Pid))
-	opts.LeaveRunning = proto.Bool(o.LeaveRunning)
+	opts.Pid = new(int32(o.Pid))
+	opts.LeaveRunning = new(o.LeaveRunning)
 	opts.External = o.Namespaces
 	if o.FreezeCgroup != "" {
-		opts.FreezeCgroup = proto.String(o.FreezeCgroup)
+		opts.FreezeCgroup = new(o.FreezeCgroup)
 	}
 	if o.Parent != "" {
-		opts.ParentImg = proto.String(o.Parent)
+		opts.ParentImg = new(o.Parent)
 	}
-	opts.TrackMem = proto.Bool(o.PreDump || o.Parent != "")
+	opts.TrackMem = new(o.PreDump || o.Parent != "")
 	kind := rpc.CriuReqType_DUMP
 	if o.PreDump {
 		kind = rpc.CriuReqType_SINGLE_PRE_DUMP
@@ -181,30 +180,30 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 		return nil, nil, err
 	}
 	opts := &rpc.CriuOpts{
-		ImagesDirFd:       proto.Int32(int32(images.Fd())),
-		WorkDirFd:         proto.Int32(int32(work.Fd())),
-		LogLevel:          proto.Int32(4),
-		LogFile:           proto.String(log),
-		Root:              proto.String(c.Root),
-		NotifyScripts:     proto.Bool(true),
-		ManageCgroups:     proto.Bool(true),
+		ImagesDirFd:       new(int32(images.Fd())),
+		WorkDirFd:         new(int32(work.Fd())),
+		LogLevel:          new(int32(4)),
+		LogFile:           new(log),
+		Root:              new(c.Root),
+		NotifyScripts:     new(true),
+		ManageCgroups:     new(true),
 		ManageCgroupsMode: mode.Enum(),
-		TcpEstablished:    proto.Bool(c.TCPEstablished),
-		ExtUnixSk:         proto.Bool(c.ExtUnixSockets),
-		ShellJob:          proto.Bool(c.ShellJob),
-		FileLocks:         proto.Bool(c.FileLocks),
-		LinkRemap:         proto.Bool(c.LinkRemap),
-		OrphanPtsMaster:   proto.Bool(true),
+		TcpEstablished:    new(c.TCPEstablished),
+		ExtUnixSk:         new(c.ExtUnixSockets),
+		ShellJob:          new(c.ShellJob),
+		FileLocks:         new(c.FileLocks),
+		LinkRemap:         new(c.LinkRemap),
+		OrphanPtsMaster:   new(true),
 		// The guest's network namespace is saved with all that is in it
 		// (an empty one would lose units with PrivateNetwork=).
-		EmptyNs:     proto.Uint32(0),
+		EmptyNs:     new(uint32(0)),
 		NetworkLock: rpc.CriuNetworkLockMethod_NFTABLES.Enum(),
 	}
 	for _, m := range c.Mounts {
-		opts.ExtMnt = append(opts.ExtMnt, &rpc.ExtMountMap{Key: proto.String(m.Key), Val: proto.String(m.Val)})
+		opts.ExtMnt = append(opts.ExtMnt, &rpc.ExtMountMap{Key: new(m.Key), Val: new(m.Val)})
 	}
 	if c.ConfigFile != "" {
-		opts.ConfigFile = proto.String(c.ConfigFile)
+		opts.ConfigFile = new(c.ConfigFile)
 	}
 	return opts, func() { images.Close(); work.Close() }, nil
 }

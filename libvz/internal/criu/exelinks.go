@@ -7,8 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	protobuf "github.com/aperturerobotics/protobuf-go-lite"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Fields of CRIU's images: images/fdinfo.proto, regfile.proto, mm.proto.
@@ -83,7 +83,7 @@ func readableCopy(entry []byte, id uint64) []byte {
 	_, reg, _ := parseFile(entry)
 	reg = setVarint(setVarint(reg, regFileID, id), regFileFlags, unix.O_RDONLY)
 	out := setVarint(entry, fileEntryID, id)
-	return rewrite(out, fileEntryReg, protowire.AppendBytes(nil, reg))
+	return rewrite(out, fileEntryReg, append(protobuf.AppendVarint(nil, uint64(len(reg))), reg...))
 }
 
 func parseFile(entry []byte) (id uint64, reg []byte, err error) {
@@ -91,54 +91,61 @@ func parseFile(entry []byte) (id uint64, reg []byte, err error) {
 	if !ok {
 		return 0, nil, errImage
 	}
-	each(entry, func(n protowire.Number, t protowire.Type, value []byte) {
-		if n == fileEntryReg && t == protowire.BytesType {
-			reg, _ = protowire.ConsumeBytes(value)
+	each(entry, func(tag uint64, value []byte) {
+		if tag != fileEntryReg<<3|wireBytes {
+			return
+		}
+		if _, n := protobuf.ConsumeVarint(value); n > 0 { // its length
+			reg = value[n:]
 		}
 	})
 	return id, reg, nil
 }
 
-// each calls fn with every field of a message and its value as encoded, and
-// returns false for what is no message.
-func each(msg []byte, fn func(protowire.Number, protowire.Type, []byte)) bool {
+// Wire types of fields, the low three bits of their tags (Protocol Buffers,
+// "Encoding").
+const (
+	wireVarint = 0
+	wireBytes  = 2
+)
+
+// each calls fn with the tag of every field of a message and its value as
+// encoded, and returns false for what is no message.
+func each(msg []byte, fn func(tag uint64, value []byte)) bool {
 	for len(msg) > 0 {
-		num, typ, n := protowire.ConsumeTag(msg)
-		if n < 0 {
+		tag, n := protobuf.ConsumeVarint(msg)
+		size, err := protobuf.Skip(msg)
+		if n <= 0 || err != nil || size < n || size > len(msg) {
 			return false
 		}
-		m := protowire.ConsumeFieldValue(num, typ, msg[n:])
-		if m < 0 {
-			return false
-		}
-		fn(num, typ, msg[n:n+m])
-		msg = msg[n+m:]
+		fn(tag, msg[n:size])
+		msg = msg[size:]
 	}
 	return true
 }
 
-func varint(msg []byte, field protowire.Number) (value uint64, ok bool) {
-	whole := each(msg, func(n protowire.Number, t protowire.Type, v []byte) {
-		if n == field && t == protowire.VarintType {
-			value, _ = protowire.ConsumeVarint(v)
+func varint(msg []byte, field uint64) (value uint64, ok bool) {
+	whole := each(msg, func(tag uint64, v []byte) {
+		if tag == field<<3|wireVarint {
+			value, _ = protobuf.ConsumeVarint(v)
 			ok = true
 		}
 	})
 	return value, ok && whole
 }
 
-func setVarint(msg []byte, field protowire.Number, value uint64) []byte {
-	return rewrite(msg, field, protowire.AppendVarint(nil, value))
+func setVarint(msg []byte, field, value uint64) []byte {
+	return rewrite(msg, field, protobuf.AppendVarint(nil, value))
 }
 
 // rewrite returns a message with another value of one field that it has.
-func rewrite(msg []byte, field protowire.Number, value []byte) []byte {
+func rewrite(msg []byte, field uint64, value []byte) []byte {
 	var out []byte
-	each(msg, func(n protowire.Number, t protowire.Type, v []byte) {
-		if n == field {
+	each(msg, func(tag uint64, v []byte) {
+		if tag>>3 == field {
 			v = value
 		}
-		out = append(protowire.AppendTag(out, n, t), v...)
+		out = append(protobuf.AppendVarint(out, tag), v...)
 	})
 	return out
 }

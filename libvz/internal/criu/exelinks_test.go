@@ -7,19 +7,20 @@ import (
 	"path/filepath"
 	"testing"
 
+	protobuf "github.com/aperturerobotics/protobuf-go-lite"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 func message(fields ...any) []byte {
 	var out []byte
 	for i := 0; i < len(fields); i += 2 {
-		num := protowire.Number(fields[i].(int))
+		num := uint64(fields[i].(int))
 		switch v := fields[i+1].(type) {
 		case int:
-			out = protowire.AppendVarint(protowire.AppendTag(out, num, protowire.VarintType), uint64(v))
+			out = protobuf.AppendVarint(protobuf.AppendVarint(out, num<<3|wireVarint), uint64(v))
 		case []byte:
-			out = protowire.AppendBytes(protowire.AppendTag(out, num, protowire.BytesType), v)
+			out = protobuf.AppendVarint(protobuf.AppendVarint(out, num<<3|wireBytes), uint64(len(v)))
+			out = append(out, v...)
 		}
 	}
 	return out

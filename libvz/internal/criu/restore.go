@@ -6,8 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/checkpoint-restore/go-criu/v7/rpc"
-	"google.golang.org/protobuf/proto"
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
 )
 
 // Veth is one veth pair that CRIU makes anew: Inner in the guest, Outer in
@@ -53,12 +52,12 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 	}
 	defer closeDirs()
 	if o.ImagesDir != nil {
-		opts.ImagesDirFd = proto.Int32(int32(o.ImagesDir.Fd()))
+		opts.ImagesDirFd = new(int32(o.ImagesDir.Fd()))
 	}
-	opts.RstSibling = proto.Bool(true)
-	opts.EvasiveDevices = proto.Bool(true)
+	opts.RstSibling = new(true)
+	opts.EvasiveDevices = new(true)
 	for _, v := range o.Veths {
-		opts.Veths = append(opts.Veths, &rpc.CriuVethPair{IfIn: proto.String(v.Inner), IfOut: proto.String(v.Outer)})
+		opts.Veths = append(opts.Veths, &rpc.CriuVethPair{IfIn: new(v.Inner), IfOut: new(v.Outer)})
 	}
 	pid, err := o.serveRestore(ctx, opts)
 	if err != nil {
@@ -76,7 +75,7 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 	files := make([]*os.File, 0, len(o.Inherit))
 	for i, in := range o.Inherit {
 		files = append(files, in.File)
-		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: proto.String(in.Key), Fd: proto.Int32(int32(inheritBase + i))})
+		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: new(in.Key), Fd: new(int32(inheritBase + i))})
 	}
 	s, err := serve(o.Criu, o.Stdio, files...)
 	if err != nil {
@@ -99,7 +98,7 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 			return 0, err
 		}
 		for _, r := range roots {
-			opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: proto.String(r.Controller), Path: proto.String(r.Path)})
+			opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: new(r.Controller), Path: new(r.Path)})
 		}
 	}
 	stage := o.Stage

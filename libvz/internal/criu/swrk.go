@@ -10,9 +10,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/checkpoint-restore/go-criu/v7/rpc"
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 )
 
 // Stage is a moment at which CRIU waits for its caller's consent, named as in
@@ -110,7 +109,7 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 		if err != nil {
 			refused = &refusal{err}
 		}
-		answer := &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(err == nil)}
+		answer := &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: new(err == nil)}
 		if err := s.send(answer); err != nil {
 			return nil, errors.Join(refused, err)
 		}
@@ -139,7 +138,7 @@ func (f *failure) Error() string {
 }
 
 func (s *server) send(req *rpc.CriuReq) error {
-	data, err := proto.Marshal(req)
+	data, err := req.MarshalVT()
 	if err != nil {
 		return fmt.Errorf("encode criu request: %w", err)
 	}
@@ -163,7 +162,7 @@ func (s *server) receive() (*rpc.CriuResp, *os.File, error) {
 		return nil, nil, err
 	}
 	resp := &rpc.CriuResp{}
-	if err := proto.Unmarshal(buf[:n], resp); err != nil {
+	if err := resp.UnmarshalVT(buf[:n]); err != nil {
 		if file != nil {
 			file.Close()
 		}

@@ -144,6 +144,10 @@ func (s *Store) Read(id string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(data) == 0 {
+		// Only a loss of power leaves that, and no container survives one.
+		return nil, fmt.Errorf("read %s: empty: %w", path, fs.ErrNotExist)
+	}
 	r := &Record{}
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
@@ -191,14 +195,15 @@ func (e *Entry) End() error {
 	return e.Save()
 }
 
-// Save writes the record: temporary file, fsync, rename, fsync of the folder.
+// Save replaces the record in one step. It is not made durable: state does not
+// outlive the machine's uptime (Options.Root), nor does a container.
 func (e *Entry) Save() error {
 	e.Format = Format
 	data, err := json.Marshal(e.Record)
 	if err != nil {
 		return err
 	}
-	return WriteFile(e.store.path(e.ID, ".json"), append(data, '\n'), 0o600)
+	return WriteState(e.store.path(e.ID, ".json"), append(data, '\n'), 0o600)
 }
 
 // Forget removes the record and the lock file of a container that is gone.
@@ -211,7 +216,7 @@ func (e *Entry) Forget() error {
 			return err
 		}
 	}
-	return syncDir(e.store.dir)
+	return nil
 }
 
 // Close releases the lock. A second call does nothing.

@@ -1,0 +1,260 @@
+// Command bench measures the life cycle of containers under several OCI
+// runtimes, in turn in one run, and prints a table in Markdown.
+//
+//	bench [-rounds N] -rootfs DIR NAME=PATH...
+//
+// The first runtime is the one that the others are compared with. Rounds are
+// interleaved, since the machine's speed changes while they go on: quote the
+// ratios, which are medians of the rounds' ratios.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// sample is what one measurement took.
+type sample struct {
+	wall, cpu time.Duration
+	memory    int64 // KiB, the peak of the runtime's own process
+}
+
+type runtime struct{ name, path, state string }
+
+// command returns the command line of a verb, with its own state directory.
+func (r *runtime) command(args ...string) *exec.Cmd {
+	return exec.Command(r.path, append([]string{"--root", r.state}, args...)...)
+}
+
+func (r *runtime) measure(args ...string) (sample, error) {
+	cmd := r.command(args...)
+	var complaint strings.Builder
+	// A container that is created keeps what we give it: no pipes.
+	log, err := os.CreateTemp(r.state, "stderr")
+	if err != nil {
+		return sample{}, err
+	}
+	defer os.Remove(log.Name())
+	defer log.Close()
+	cmd.Stderr = log
+	begun := time.Now()
+	err = cmd.Run()
+	wall := time.Since(begun)
+	if err != nil {
+		text, _ := os.ReadFile(log.Name())
+		complaint.Write(text)
+		return sample{}, fmt.Errorf("%s %s: %w: %s", r.name, strings.Join(args, " "), err, complaint.String())
+	}
+	usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	return sample{wall: wall, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), memory: usage.Maxrss}, nil
+}
+
+// bench is one run of the program.
+type bench struct {
+	work, rootfs string
+	runtimes     []*runtime
+	parallel     int
+}
+
+// scenario is what is measured once per round and runtime.
+type scenario struct {
+	name   string
+	metric string // of sample: wall, cpu or memory
+	run    func(*runtime) (sample, error)
+	// before and after are not measured; nil = nothing.
+	before, after func(*runtime) error
+}
+
+func (b *bench) scenarios() []scenario {
+	runTrue := func(bundle string) func(*runtime) (sample, error) {
+		return func(r *runtime) (sample, error) { return r.measure("run", "--bundle", b.bundle(bundle), "bench") }
+	}
+	up := func(r *runtime) error {
+		if _, err := r.measure("create", "--bundle", b.bundle("sleep"), "bench"); err != nil {
+			return err
+		}
+		_, err := r.measure("start", "bench")
+		return err
+	}
+	down := func(r *runtime) error { _, err := r.measure("delete", "--force", "bench"); return err }
+	return []scenario{
+		{"create + start + delete -f", "wall", b.lifeCycle, nil, nil},
+		{"run true", "wall", runTrue("true"), nil, nil},
+		{"run true", "cpu", runTrue("true"), nil, nil},
+		{"run true with a seccomp profile", "wall", runTrue("seccomp"), nil, nil},
+		{"run true with a seccomp profile", "cpu", runTrue("seccomp"), nil, nil},
+		{"run true, peak memory", "memory", runTrue("true"), nil, nil},
+		{"exec true", "wall", func(r *runtime) (sample, error) { return r.measure("exec", "bench", "/bin/true") }, up, down},
+		{"state", "wall", func(r *runtime) (sample, error) { return r.measure("state", "bench") }, up, down},
+		{fmt.Sprintf("%d creates at a time, and deletes", b.parallel), "wall", b.crowd, nil, nil},
+	}
+}
+
+func (b *bench) bundle(name string) string { return filepath.Join(b.work, name) }
+
+func (b *bench) lifeCycle(r *runtime) (sample, error) {
+	var sum sample
+	for _, args := range [][]string{
+		{"create", "--bundle", b.bundle("sleep"), "bench"},
+		{"start", "bench"},
+		{"delete", "--force", "bench"},
+	} {
+		s, err := r.measure(args...)
+		if err != nil {
+			return sum, err
+		}
+		sum.wall, sum.cpu = sum.wall+s.wall, sum.cpu+s.cpu
+	}
+	return sum, nil
+}
+
+// crowd creates many containers at a time and deletes them again.
+func (b *bench) crowd(r *runtime) (sample, error) {
+	each := func(args func(id string) []string) error {
+		errs := make([]error, b.parallel)
+		var all sync.WaitGroup
+		for i := range b.parallel {
+			all.Go(func() { _, errs[i] = r.measure(args(fmt.Sprintf("bench-%d", i))...) })
+		}
+		all.Wait()
+		return errors.Join(errs...)
+	}
+	begun := time.Now()
+	err := each(func(id string) []string { return []string{"create", "--bundle", b.bundle("sleep"), id} })
+	// Also after a failure: nothing is to be left behind.
+	err = errors.Join(err, each(func(id string) []string { return []string{"delete", "--force", id} }))
+	return sample{wall: time.Since(begun)}, err
+}
+
+// round measures a scenario once with each runtime, beginning with another one
+// each time.
+func (b *bench) round(s *scenario, first int) ([]sample, error) {
+	samples := make([]sample, len(b.runtimes))
+	for i := range b.runtimes {
+		n := (first + i) % len(b.runtimes)
+		r := b.runtimes[n]
+		if s.before != nil {
+			if err := s.before(r); err != nil {
+				return nil, err
+			}
+		}
+		var err error
+		samples[n], err = s.run(r)
+		if s.after != nil {
+			err = errors.Join(err, s.after(r))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return samples, nil
+}
+
+// prepare makes the bundles: they differ in their process and seccomp profile.
+func (b *bench) prepare() error {
+	for name, args := range map[string][]string{"true": {"/bin/true"}, "sleep": {"/bin/sleep", "1000"}, "seccomp": {"/bin/true"}} {
+		dir := b.bundle(name)
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			return err
+		}
+		config := configuration(b.rootfs, args)
+		if name == "seccomp" {
+			profile, err := seccompProfile()
+			if err != nil {
+				return err
+			}
+			config["linux"].(map[string]any)["seccomp"] = profile
+		}
+		data, err := json.MarshalIndent(config, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) measureAll(rounds int) error {
+	printHead(b.runtimes)
+	for _, s := range b.scenarios() {
+		n := rounds
+		if s.name[0] >= '0' && s.name[0] <= '9' { // a crowd is a hundred rounds in one
+			n = max(3, rounds/10)
+		}
+		results := make([][]float64, len(b.runtimes))
+		for i := range n + 1 {
+			samples, err := b.round(&s, i)
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				continue // caches are cold
+			}
+			for k, sample := range samples {
+				results[k] = append(results[k], sample.value(s.metric))
+			}
+		}
+		printRow(s, results)
+	}
+	return nil
+}
+
+func (s *sample) value(metric string) float64 {
+	switch metric {
+	case "cpu":
+		return float64(s.cpu.Microseconds()) / 1000
+	case "memory":
+		return float64(s.memory) / 1024
+	}
+	return float64(s.wall.Microseconds()) / 1000
+}
+
+func run() error {
+	rounds := flag.Int("rounds", 30, "rounds of each scenario")
+	rootfs := flag.String("rootfs", "", "root file system with /bin/true and /bin/sleep")
+	parallel := flag.Int("parallel", 100, "containers that are created at a time")
+	flag.Parse()
+	if *rootfs == "" || flag.NArg() == 0 {
+		return errors.New("usage: bench [-rounds N] -rootfs DIR NAME=PATH...")
+	}
+	work, err := os.MkdirTemp("", "vzrun-bench.")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	b := &bench{work: work, rootfs: *rootfs, parallel: *parallel}
+	for _, arg := range flag.Args() {
+		name, path, ok := strings.Cut(arg, "=")
+		if !ok {
+			return fmt.Errorf("%q is not NAME=PATH", arg)
+		}
+		state, err := os.MkdirTemp("/run", "vzrun-bench."+name+".")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(state)
+		b.runtimes = append(b.runtimes, &runtime{name, path, state})
+	}
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	return b.measureAll(*rounds)
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
