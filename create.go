@@ -68,6 +68,7 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 		Stdio:        g.Stdio,
 		NoPivot:      c.Bool("no-pivot"),
 		NoNewKeyring: c.Bool("no-new-keyring"),
+		Notify:       wantsNotify(),
 		Spec:         spec,
 	})
 	if err != nil {

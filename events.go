@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/opencontainers/runc/types"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 
@@ -43,9 +42,16 @@ func events(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		return out.Encode(types.Event{Type: "stats", ID: ct.ID(), Data: usage})
+		return out.Encode(event{Type: "stats", ID: ct.ID(), Data: usage})
 	}
 	return follow(c, ct, interval, out)
+}
+
+// event is a line of output, as engines know it from runc.
+type event struct {
+	Type string       `json:"type"`
+	ID   string       `json:"id"`
+	Data *libvz.Usage `json:"data,omitempty"`
 }
 
 // follow prints events until the container ends.
@@ -57,7 +63,7 @@ func follow(c *cli.Context, ct *libvz.Container, interval time.Duration, out *js
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		e := types.Event{ID: ct.ID()}
+		e := event{ID: ct.ID()}
 		select {
 		case _, ok := <-kills:
 			if !ok {
@@ -89,7 +95,7 @@ func drain(kills <-chan struct{}, id string, out *json.Encoder) error {
 			if !ok {
 				return nil
 			}
-			if err := out.Encode(types.Event{Type: "oom", ID: id}); err != nil {
+			if err := out.Encode(event{Type: "oom", ID: id}); err != nil {
 				return err
 			}
 		default:

@@ -68,6 +68,7 @@ func execProcess(c *cli.Context) (int, error) {
 		Cgroup:       changes.cgroup,
 		IgnorePaused: c.Bool("ignore-paused"),
 		Detach:       l.detach,
+		Insist:       changes.caps,
 	})
 }
 

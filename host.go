@@ -21,7 +21,12 @@ func openHost(c *cli.Context) (*libvz.Host, error) {
 }
 
 func openHostWith(c *cli.Context, onEvent func(libvz.Event)) (*libvz.Host, error) {
+	rootless, err := parseRootless(c.String("rootless"))
+	if err != nil {
+		return nil, err
+	}
 	return libvz.Open(libvz.Options{
+		Rootless:      rootless,
 		Root:          c.String("root"),
 		SystemdCgroup: c.Bool("systemd-cgroup"),
 		Criu:          c.String("criu"),

@@ -97,16 +97,17 @@ func globalFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "debug", Usage: "log what is done in detail"},
 		&cli.BoolFlag{Name: "systemd-cgroup", Usage: "let systemd manage cgroups; cgroupsPath is then slice:prefix:name"},
 		&cli.StringFlag{Name: "criu", Usage: "`PATH` of the criu program (default: search)"},
-		&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "accepted for engines: true, false or auto"},
+		&cli.StringFlag{Name: "rootless", Value: "auto", Usage: "make do without cgroups that are not ours: true, false or auto"},
 	}
 }
 
 // defaultRoot is where state lives if nobody says otherwise.
 func defaultRoot() string {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
-		return filepath.Join(dir, "vzrun")
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" || !actsForUser(os.Geteuid(), libvz.InUserNamespace, os.LookupEnv) {
+		return libvz.DefaultRoot
 	}
-	return "/run/vzrun"
+	return filepath.Join(dir, "vzrun")
 }
 
 func applyGlobalFlags(c *cli.Context) error {

@@ -28,10 +28,24 @@ func run(c *cli.Context) error {
 		return err
 	}
 	defer g.close()
-	code, err := l.tend(g, ct.Init(), func() error { return ct.Start(c.Context) })
+	n, err := listenNotify(ct)
 	if err != nil {
 		discard(c.Context, ct)
 		return err
+	}
+	defer n.close()
+	code, err := l.tend(g, ct.Init(), func() error {
+		if !l.detach {
+			n.follow()
+		}
+		return ct.Start(c.Context)
+	})
+	if err != nil {
+		discard(c.Context, ct)
+		return err
+	}
+	if l.detach {
+		n.untilReady(ct.Init().Pid())
 	}
 	if !l.detach && !c.Bool("keep") {
 		g.close() // the user's terminal need not wait for the clean-up

@@ -13,7 +13,6 @@ func startCommand() *cli.Command {
 	}
 }
 
-// Issue 4 passes $NOTIFY_SOCKET on: made by create, served from here on.
 func start(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
@@ -22,5 +21,13 @@ func start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return ct.Start(c.Context)
+	n, err := listenNotify(ct)
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	if err := ct.Start(c.Context); err != nil {
+		return err
+	}
+	return n.waitFor(ct)
 }

@@ -41,9 +41,10 @@ type CheckpointOptions struct {
 	ManageCgroups string
 }
 
-// Checkpoint saves a running container as a directory of images. The container
+// Checkpoint saves a running or paused container as a directory of images. The container
 // is then gone, as if it were deleted, unless LeaveRunning or PreDump is set;
-// its bundle and rootfs stay as they are. On an error it runs as before.
+// its bundle and rootfs stay as they are. On an error it runs as before. One that was
+// paused stays paused, and runs when it is restored.
 //
 // The images are durable before the first task ends. Errors wrap ErrStatus,
 // ErrBusy, fs.ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
@@ -52,7 +53,8 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats
 	var stats *Stats
 	begun := time.Now()
 	err := c.change("checkpoint", func(e *store.Entry) error {
-		if err := c.need(libcontainer.Running); err != nil {
+		// Engines pause a container before they ask for a checkpoint.
+		if err := c.need(libcontainer.Running, libcontainer.Paused); err != nil {
 			return err
 		}
 		var err error
@@ -93,7 +95,13 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 		return nil, fmt.Errorf("create work directory: %w", err)
 	}
 	d.opts.Images, d.opts.Work = images, work
-	if err := e.Begin(store.Operation{Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid}); err != nil {
+	is, err := c.lc.Status()
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Begin(store.Operation{
+		Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid, Paused: is == libcontainer.Paused,
+	}); err != nil {
 		return nil, err
 	}
 	return c.dump(ctx, e, d)
@@ -136,11 +144,20 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if err != nil {
 		return nil, err
 	}
+	if c.NotifySocket() != "" {
+		c.host.offerNotify(c.id, spec)
+	}
 	d := &dumpPlan{state: st, manifest: manifest{
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
 	}}
 	d.system = c.guestInit() != ""
+	// Elsewhere CRIU has no stage at which they could be thawed.
+	if o.PreDump || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
+		if err := refuseFrozen(st.CgroupPaths[""]); err != nil {
+			return nil, err
+		}
+	}
 	if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
 		if d.manifest.Links, err = vnet.Capture(st.InitProcessPid); err != nil {
 			return nil, fmt.Errorf("record network links: %w", err)
@@ -217,11 +234,20 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	}
 	var waited time.Duration
 	d.opts.Stage = func(s criu.Stage) error {
-		if s.Name != "post-dump" {
-			return nil
-		}
 		asked := time.Now()
 		defer func() { waited += time.Since(asked) }()
+		switch s.Name {
+		case "network-lock":
+			return thawGuest(e)
+		case "network-unlock":
+			return refreezeGuest(e)
+		case "post-dump":
+		default:
+			return nil
+		}
+		if err := refreezeGuest(e); err != nil {
+			return err
+		}
 		if err := d.saveCgroups(); err != nil {
 			return err
 		}
@@ -271,6 +297,10 @@ func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.
 	}
 	if err := vnet.Gone(ctx, links); err != nil {
 		c.host.warn(c.id, "%v", err)
+	}
+	// Destroy goes by the status last seen, and a paused one has cgroups.
+	if _, err := c.lc.Status(); err != nil {
+		return err
 	}
 	return c.lc.Destroy()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/user"
 	"strconv"
 	"syscall"
@@ -210,7 +211,15 @@ func (c *Container) Resume(context.Context) error {
 
 // Pids lists the container's processes, in the caller's pid namespace.
 func (c *Container) Pids() ([]int, error) {
+	if c.lc.Config().RootlessCgroups {
+		pids, err := c.pidsWithoutCgroup()
+		return pids, fail("ps", c.id, err)
+	}
 	pids, err := c.lc.Processes()
+	if errors.Is(err, fs.ErrNotExist) {
+		// Its cgroups went while we looked.
+		err = fmt.Errorf("%w: %w", ErrNotExist, err)
+	}
 	return pids, fail("ps", c.id, err)
 }
 

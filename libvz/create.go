@@ -33,6 +33,9 @@ type CreateOptions struct {
 	// Spec is what LoadSpec returned for the bundle, for a caller that has
 	// read it already; nil = read it. It must not be used afterwards.
 	Spec *specs.Spec
+	// Notify gives the container a place for the socket that tells when it
+	// is ready, see Container.NotifySocket.
+	Notify bool
 }
 
 // Create makes a container from a bundle. Its namespaces, cgroups and mounts
@@ -44,15 +47,21 @@ func (h *Host) Create(ctx context.Context, id, bundle string, o CreateOptions) (
 }
 
 func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (_ *Container, retErr error) {
-	if err := needRoot(); err != nil {
-		return nil, err
-	}
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
 	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
+	}
+	if err := checkUnprivileged(spec); err != nil {
+		return nil, err
+	}
+	if err := h.fitInit(id, spec); err != nil {
+		return nil, err
+	}
+	if o.Notify {
+		h.offerNotify(id, spec)
 	}
 	p, err := newProcess(spec.Process, o.Stdio)
 	if err != nil {
@@ -70,6 +79,11 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	err = n.build("create", func() error {
 		if err := n.coverRootfs(); err != nil {
 			return err
+		}
+		if o.Notify {
+			if err := h.makeNotifyFolder(id); err != nil {
+				return err
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return err
@@ -168,6 +182,7 @@ func (n *nascent) begin(op string) (err error) {
 	n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
 		NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
+		RootlessEUID: unprivileged(), RootlessCgroups: n.host.rootlessCgroups(),
 	})
 	if err != nil {
 		return err
@@ -195,6 +210,9 @@ func (n *nascent) nameScope() {
 		return
 	}
 	slice := "system.slice"
+	if n.host.rootlessCgroups() {
+		slice = "user.slice"
+	}
 	if n.spec.Annotations[annotationGuest] != "" {
 		slice = "machine.slice"
 	}

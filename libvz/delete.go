@@ -56,8 +56,12 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err := vnet.Gone(ctx, links); err != nil {
 			c.host.warn(c.id, "%v", err)
 		}
-		// Nothing is left for it to remove; it runs the poststop hooks.
-		return c.lc.Destroy()
+		// Nothing is left for it to remove; it runs the poststop hooks, and
+		// one that fails is only worth a warning (runtime-spec, config.md).
+		if err := c.lc.Destroy(); err != nil {
+			c.host.warn(c.id, "%v", err)
+		}
+		return nil
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // What callers branch on. Errors of this package wrap one of them where it
@@ -31,12 +32,27 @@ type Error struct {
 	Hint   string // one sentence, lower case; may be empty
 }
 
+// Error is one line without control characters: it may quote a config.json or a
+// guest, and goes to terminals and logs.
 func (e *Error) Error() string {
+	text := oneLine(e.Err.Error())
 	what := strings.TrimSpace(e.Op + " " + e.ID)
 	if what == "" {
-		return e.Err.Error()
+		return text
 	}
-	return what + ": " + e.Err.Error()
+	return what + ": " + text
+}
+
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case unicode.IsControl(r):
+			return '?'
+		}
+		return r
+	}, strings.TrimRight(text, "\n"))
 }
 
 // Unwrap returns the cause.

@@ -2,6 +2,7 @@ package libvz
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -19,7 +20,7 @@ func Features() *features.Features {
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: specs.Version,
 		Hooks:         configs.KnownHookNames(),
-		MountOptions:  specconv.KnownMountOptions(),
+		MountOptions:  mountOptions(),
 		Annotations: map[string]string{
 			"org.vzrun.checkpoint": "true",
 			// Engines ask it by this name before they offer checkpoints.
@@ -36,7 +37,7 @@ func Features() *features.Features {
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
-		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.criu.config", "org.vzrun."},
+		PotentiallyUnsafeConfigAnnotations: []string{"bundle", "org.systemd.property.", "org.vzrun."},
 	}
 	if seccomp.Enabled {
 		f.Linux.Seccomp = &features.Seccomp{
@@ -47,4 +48,11 @@ func Features() *features.Features {
 		f.Annotations["io.github.seccomp.libseccomp.version"] = fmt.Sprintf("%d.%d.%d", major, minor, patch)
 	}
 	return f
+}
+
+// mountOptions are those that libcontainer names and those that it only knows.
+func mountOptions() []string {
+	options := append(specconv.KnownMountOptions(), "idmap", "ridmap")
+	slices.Sort(options)
+	return slices.Compact(options)
 }

@@ -33,6 +33,9 @@ type Options struct {
 	Root string
 	// SystemdCgroup makes containers scopes of the host's systemd.
 	SystemdCgroup bool
+	// Rootless says whether containers make do without cgroups where the
+	// caller may not make any.
+	Rootless Rootless
 	// Criu is the criu executable; "" searches for it.
 	Criu string
 	// OnEvent is told the progress and the warnings of operations, from any

@@ -166,9 +166,13 @@ func readManifest(dir string) (*manifest, error) {
 	return m, m.check(dir)
 }
 
+// maxManifest bounds a manifest; one with a hundred thousand images would have
+// a few megabytes.
+const maxManifest = 64 << 20
+
 func loadManifest(dir string) (*manifest, error) {
 	path := filepath.Join(dir, manifestName)
-	data, err := os.ReadFile(path)
+	data, err := readRegular(path, maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(dir); err != nil {
 			return nil, withHint("name the checkpoint's directory with --image-path", "image directory: %w", err)
@@ -261,7 +265,7 @@ func sameGuest(saved, bundle *specs.Spec) error {
 	if is, was := containerUUID(bundle), containerUUID(saved); is != was {
 		return differs("container_uuid", is, was)
 	}
-	if is, was := bundle.Process.Args, saved.Process.Args; fmt.Sprint(is) != fmt.Sprint(was) {
+	if is, was := processArgs(bundle), processArgs(saved); fmt.Sprint(is) != fmt.Sprint(was) {
 		return differs("process.args", is, was)
 	}
 	if is, was := fmt.Sprint(bundle.Linux.UIDMappings, bundle.Linux.GIDMappings), fmt.Sprint(saved.Linux.UIDMappings, saved.Linux.GIDMappings); is != was {
@@ -291,6 +295,13 @@ func containerUUID(spec *specs.Spec) string {
 		}
 	}
 	return ""
+}
+
+func processArgs(spec *specs.Spec) []string {
+	if spec.Process == nil {
+		return nil // images that no vzrun wrote
+	}
+	return spec.Process.Args
 }
 
 func namespaceTypes(spec *specs.Spec) []specs.LinuxNamespaceType {

@@ -90,6 +90,9 @@ type ExecOptions struct {
 	// only after Resume.
 	IgnorePaused bool
 	Detach       bool
+	// Insist names capabilities that must be had: they were not asked for
+	// by default.
+	Insist []string
 }
 
 // Exec starts another process in a running container. It takes no lock: a
@@ -110,6 +113,9 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 	if err := checkProcess(&o.Process); err != nil {
 		return nil, err
 	}
+	if err := c.fitExec(&o.Process, o.Insist); err != nil {
+		return nil, err
+	}
 	lp, err := newProcess(&o.Process, o.Stdio)
 	if err != nil {
 		return nil, err
@@ -119,9 +125,18 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	if err := c.lc.Run(lp); err != nil {
-		return nil, err
+		return nil, c.endedMeanwhile(err)
 	}
 	return &Process{lp: lp}, nil
+}
+
+// endedMeanwhile tells a process that could not be started from one whose
+// container was killed under it, which shows as a broken pipe or the like.
+func (c *Container) endedMeanwhile(err error) error {
+	if st, statusErr := c.lc.Status(); statusErr == nil && st == libcontainer.Stopped {
+		return fmt.Errorf("%w: it has ended meanwhile: %w", ErrStatus, err)
+	}
+	return err
 }
 
 func checkProcess(p *specs.Process) error {

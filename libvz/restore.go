@@ -112,6 +112,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
+	if hasNotify(m.Spec) && !hasNotify(spec) {
+		h.offerNotify(id, spec)
+	}
 	if err := sameGuest(m.Spec, spec); err != nil {
 		return nil, err
 	}
@@ -182,6 +185,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 	}
 	var stats *Stats
 	err := r.build("restore", func() error {
+		if r.host.offersNotify(r.id, r.spec) {
+			if err := r.host.makeNotifyFolder(r.id); err != nil {
+				return err
+			}
+		}
 		if err := r.isolateNetwork(); err != nil {
 			return err
 		}

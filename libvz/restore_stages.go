@@ -153,6 +153,8 @@ func (r *revival) stage(s criu.Stage) error {
 			return err
 		}
 		return r.entry.Step(stepCommitted)
+	case "pre-resume":
+		r.refreeze()
 	case "orphan-pts-master":
 		return r.sendTerminal(s.File)
 	}

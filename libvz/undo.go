@@ -81,9 +81,14 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 		return err
 	}
 	st, err := lc.Status()
-	if err == nil && st == libcontainer.Paused {
+	if err == nil && st == libcontainer.Paused && !e.Operation.Paused {
 		if err := lc.Resume(); err != nil {
 			return fmt.Errorf("thaw: %w", err)
+		}
+	}
+	if err == nil && st != libcontainer.Stopped {
+		if err := refreezeGuest(e); err != nil {
+			return err
 		}
 	}
 	if err == nil && st != libcontainer.Stopped && e.Operation.Init != 0 {
@@ -112,6 +117,9 @@ func (h *Host) erase(ctx context.Context, e *store.Entry) error {
 	paths := make([]string, 0, len(op.Cgroups))
 	for _, p := range op.Cgroups {
 		paths = append(paths, p)
+	}
+	if err := h.endWithoutCgroup(e.ID); err != nil {
+		return fmt.Errorf("end processes: %w", err)
 	}
 	if err := cgroup.KillAll(ctx, paths); err != nil {
 		return fmt.Errorf("end processes: %w", err)

@@ -10,9 +10,13 @@ import (
 	"github.com/opencontainers/runc/types"
 )
 
-// Usage returns what the container uses of its limits, in the form that runc's
-// events verb has made a standard: bytes, nanoseconds, counts.
-func (c *Container) Usage() (*types.Stats, error) {
+// Usage is what a container uses of its limits, in the form that runc's events
+// verb has made a standard: bytes, nanoseconds, counts.
+type Usage = types.Stats
+
+// Usage returns what the container uses now. An error wraps ErrStatus where it
+// has ended.
+func (c *Container) Usage() (*Usage, error) {
 	if err := c.needAlive(); err != nil {
 		return nil, fail("events", c.id, err)
 	}

@@ -241,6 +241,26 @@ let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
 	clean_end
 }
 
+@test "checkpoint is killed at any moment, and the next call freezes again what was frozen" {
+	local ice file
+	counter_up
+	ice=$(jq -er '.cgroup_paths[""]' "$VZ_ROOT/$ID/state.json")/ice
+	lacks 'cgroup.freeze (Linux 5.2)' test -e "${ice%/ice}/cgroup.freeze"
+	mkdir "$ice"
+	pid_of "$ID" >"$ice/cgroup.procs"
+	echo 1 >"$ice/cgroup.freeze"
+	wait_until 10 grep -qx 'frozen 1' "$ice/cgroup.events"
+	for file in dump.log inventory.img pages-1.img vzrun.json; do
+		crash_at "$VZ_TMP/images-$file" "$file" checkpoint --leave-running --image-path "$VZ_TMP/images-$file" "$ID"
+		has_status "$ID" running
+		grep -qx 'frozen 1' "$ice/cgroup.events"
+	done
+	echo 0 >"$ice/cgroup.freeze"
+	IMAGES=$VZ_TMP/images
+	counter_lives
+	clean_end
+}
+
 @test "checkpoint is killed when the images are whole" {
 	counter_up
 	for flag in --leave-running ''; do

@@ -202,6 +202,9 @@ func walkBelow(d *os.File, depth int, left *int, fn func(d *os.File, depth int) 
 	if err := fn(d, depth); err != nil {
 		return err
 	}
+	if isLeaf(d) {
+		return nil
+	}
 	return eachEntry(d, func(e os.DirEntry) error {
 		if !e.IsDir() {
 			return nil
@@ -216,6 +219,14 @@ func walkBelow(d *os.File, depth int, left *int, fn func(d *os.File, depth int) 
 		}
 		return err
 	})
+}
+
+// isLeaf tells whether a cgroup has none below it, without reading through
+// its many files: kernfs counts subdirectories in the links of a directory
+// (fs/kernfs/inode.c, kernfs_refresh_inode).
+func isLeaf(d *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(d.Fd()), &st) == nil && st.Nlink == 2
 }
 
 func tooBig(name string) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,9 @@ func KillAll(ctx context.Context, paths []string) error {
 			return fmt.Errorf("kill: %w", err)
 		}
 	}
+	if allEmpty(groups) {
+		return nil
+	}
 	var errs []error
 	for _, step := range []func(group) error{group.freeze, group.kill, group.thaw} {
 		for _, g := range groups {
@@ -67,6 +71,30 @@ func KillAll(ctx context.Context, paths []string) error {
 		}
 	}
 	return nil
+}
+
+// allEmpty tells whether there is no process to end, as after the init of a pid
+// namespace has ended: then nothing need be frozen, for which the kernel patches
+// its own code.
+func allEmpty(groups []group) bool {
+	for _, g := range groups {
+		var empty bool
+		var err error
+		if g.v2 {
+			// Those count too that have no number here.
+			var events string
+			events, err = readFile(g.File, "cgroup.events")
+			empty = strings.Contains(events, "populated 0")
+		} else {
+			var pids []int
+			pids, err = procsBelow(g.File)
+			empty = len(pids) == 0
+		}
+		if !gone(err) && (err != nil || !empty) {
+			return false
+		}
+	}
+	return true
 }
 
 // group is one cgroup whose processes are to end.

@@ -379,3 +379,34 @@ func TestCreateAside(t *testing.T) {
 		t.Errorf("no such controller: %v", err)
 	}
 }
+
+// What is frozen is found with any name, and the root's own state is not touched.
+func TestFreeze(t *testing.T) {
+	path := newGroup(t)
+	for _, dir := range []string{"a/below", "odd \xff%name", "runs"} {
+		must(t, os.MkdirAll(filepath.Join(path, dir), 0o755))
+	}
+	write(t, "1", path, "a/below/cgroup.freeze")
+	write(t, "1", path, "odd \xff%name/cgroup.freeze")
+	names, err := Frozen(path)
+	must(t, err)
+	slices.Sort(names)
+	want := []string{"a/below", "odd \xff%name"}
+	if !slices.Equal(names, want) {
+		t.Fatalf("Frozen = %q, want %q", names, want)
+	}
+	must(t, Thaw(path, names))
+	if left, err := Frozen(path); err != nil || len(left) > 0 {
+		t.Errorf("after Thaw: %q, %v", left, err)
+	}
+	must(t, os.Remove(filepath.Join(path, "a/below")))
+	must(t, Freeze(path, names))
+	left, err := Frozen(path)
+	must(t, err)
+	if !slices.Equal(left, want[1:]) {
+		t.Errorf("after Freeze: %q, want %q", left, want[1:])
+	}
+	if _, err := Frozen("/"); !errors.Is(err, ErrNotCgroup) {
+		t.Errorf("Frozen of no cgroup: %v", err)
+	}
+}

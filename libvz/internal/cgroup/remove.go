@@ -44,15 +44,16 @@ func Remove(ctx context.Context, path string) error {
 	}
 	defer up.Close()
 	for range removePasses {
+		// Most are empty leaves: one call, and nothing to look at.
+		err = removeDir(up, filepath.Base(path))
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
 		if err := g.waitUnused(ctx); err != nil {
 			return fmt.Errorf("remove %s%s: %w", path, g.left(), err)
 		}
 		if err := removeBelow(ctx, d, 0); err != nil {
 			return fmt.Errorf("remove: %w", err)
-		}
-		err = removeDir(up, filepath.Base(path))
-		if !errors.Is(err, unix.EBUSY) {
-			break
 		}
 	}
 	if err != nil {

@@ -57,6 +57,12 @@ type Operation struct {
 	// Images is the directory that a checkpoint writes to. It held no
 	// images before, so an undo may remove those that are in it.
 	Images string `json:"images,omitempty"`
+	// Frozen are cgroups of the guest that it had frozen itself and that an
+	// undo freezes again, relative to Cgroups[""]; any bytes may be in a name.
+	Frozen [][]byte `json:"frozen,omitempty"`
+	// Paused says that the container was paused before the operation, and
+	// is to be after its undo.
+	Paused bool `json:"paused,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 }
