@@ -4,7 +4,7 @@
 # All that suites, the demo and a curious person need in a VM.
 system_packages=(
 	systemd systemd-sysv dbus libpam-systemd systemd-container udev kmod login passwd bash procps psmisc
-	util-linux mount uidmap iproute2 iputils-ping nftables iptables apparmor bats jq inotify-tools curl
+	util-linux bsdutils mount uidmap iproute2 iputils-ping nftables iptables apparmor bats jq inotify-tools curl
 	rsync openssh-server openssh-client openssl ca-certificates busybox-static e2fsprogs strace zstd
 )
 # Not needed by a running system.
@@ -63,7 +63,7 @@ system_in_memory() {
 # require_image sets $image: vmlinuz, initrd and root.img.
 require_image() {
 	local trees key
-	need busybox mkfs.ext4 xz
+	need busybox mkfs.ext4 ssh-keygen xz zstd
 	criu=$prefix/lib/vzrun/criu-root
 	[[ -d $criu ]] || die "no CRIU below $criu" "run contrib/bootstrap"
 	require_kernel
@@ -71,7 +71,7 @@ require_image() {
 	trees=$("$tree/contrib/rootfs" busybox | tail -n 1; "$tree/contrib/rootfs" debian | tail -n 1)
 	mapfile -t trees <<<"$trees"
 	key=$({
-		echo "$kernel $system ${trees[*]##*/}" "$(cd "$criu" && echo *)" "$(disk_key)"
+		echo "${kernel##*/} ${system##*/} ${trees[*]##*/}" "$(cd "$criu" && echo *)" "$(disk_key)"
 		cat "$vm/image.bash" "$vm"/guest/{agent,init,vzagent.service} "$(command -v busybox)"
 	} | hash_of)
 	built "image-$lane-$key" build_image "${trees[@]}"
@@ -208,27 +208,31 @@ build_state() {
 		-netdev user,id=user0,restrict=on -netdev hubport,hubid=0,id=link0 \
 		-serial "file:$new/console.log" </dev/null >"$work/said" 2>&1 &
 	pid=$!
-	if wait_line "$work/ready" ready "$pid"; then
+	if wait_line "$work" ready ready "$pid"; then
 		qmp_say migrate "{\"uri\": \"file:$new/memory\"}"
-		if wait_line "$work/qmp.log" '"status": "completed"' "$pid"; then
+		if wait_line "$work" qmp.log '"status": "completed"' "$pid"; then
 			qmp_say quit
 			wait "$pid" || true
 			return
 		fi
-		grep -i error "$work/qmp.log" >&2 || true
 	fi
+	grep -E '"error"|"status": "failed"' "$work/qmp.log" >&2 || true
 	kill "$pid" 2>/dev/null || true
 	cat "$work/said" >&2
 	show_console "$new/console.log"
-	die "the VM of lane $lane did not come up within $boot_limit s" "see its console above; or is the disk full?"
+	if disk_was_full "$work"; then
+		die "the disk became full while lane $lane booted" "make room, or set VZRUN_CACHE to a larger disk"
+	fi
+	die "the VM of lane $lane did not come up (limit: $boot_limit s)" "see its console above; VZRUN_VM_BOOT_TIMEOUT is the limit"
 }
 
-boot_limit=${VZRUN_VM_BOOT_TIMEOUT:-240}
+boot_limit=${VZRUN_VM_BOOT_TIMEOUT:-600}
 
-# wait_line FILE TEXT PID waits for a text in a file as long as the VM lives.
+# wait_line WORK FILE TEXT PID waits for a text in WORK/FILE as long as the VM of
+# WORK lives and does.
 wait_line() {
-	until grep -qsF "$2" "$1"; do
-		if ! kill -0 "$3" 2>/dev/null || grep -qsE '"status": "failed"|"error"' "$1"; then
+	until grep -qsF "$3" "$1/$2"; do
+		if ! kill -0 "$4" 2>/dev/null || grep -qsE '"status": "failed"|"error"|"nospace": true' "$1/qmp.log"; then
 			return 1
 		fi
 		sleep 0.1

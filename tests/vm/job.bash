@@ -3,14 +3,16 @@
 
 limit=${VZRUN_VM_TIMEOUT:-1800}
 
+cannot_write() { die "cannot write the job's files" "see the lines above; $(free_space) MB are free below $cache"; }
+
 # make_job DIR prepares a job's files; its program, DIR/job, is the caller's.
 make_job() {
 	local dir=$1 vzrun=${VZRUN:-$tree/vzrun}
 	[[ -x $vzrun ]] || die "no vzrun binary ($vzrun)" "run make"
 	mkdir -p "$dir/tree/tests" "$dir/tree/.cache" "$dir/results"
-	cp "$vzrun" "$dir/tree/vzrun"
-	cp -a "$tree"/tests/{run,cmd,*.bash,*.bats} "$dir/tree/tests/"
-	cp -a "$tree/contrib" "$dir/tree/"
+	cp "$vzrun" "$dir/tree/vzrun" || cannot_write
+	cp -a "$tree/contrib" "$dir/tree/" || cannot_write
+	cp -a "$tree"/tests/{run,cmd,*.bash,*.bats} "$dir/tree/tests/" || cannot_write
 	install -m 0755 "$vm/guest/go" "$dir/go"
 	built "commands-$(cat "$vm/job.bash" "$tree"/tests/cmd/*/*.go | hash_of)" build_commands
 	cp -r "$built/." "$dir/tree/tests/cmd/"
@@ -20,8 +22,8 @@ make_job() {
 		export GO=/var/lib/vzjob/go RESULTS=/var/lib/vzjob/results
 		export PATH=/var/lib/vzjob/tree:$PATH
 	END
-	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q\n' \
-		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" >>"$dir/env"
+	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q\n' \
+		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" "${VZ_CYCLES:-}" >>"$dir/env"
 }
 
 # build_commands NEW builds the programs of the tests, as there is no Go in a VM:
@@ -41,7 +43,7 @@ build_commands() {
 
 # pack DIR FILE makes a job's disk.
 pack() {
-	tar -C "$1" --owner=0 --group=0 --numeric-owner -cf "$2" .
+	tar -C "$1" --owner=0 --group=0 --numeric-owner -cf "$2" . || cannot_write
 	pad "$2"
 }
 
@@ -62,7 +64,17 @@ start() {
 		-netdev "user,id=user0,restrict=on$2" -netdev "$3,id=link0" \
 		-serial "file:$work/console.log" -monitor none <"$work/in" 2>"$work/qemu.log" &
 	vm_pid=$!
+	watch_disk "$work" "$vm_pid" &
 	echo "go $(date +%s.%N) $(od -An -tx1 -N16 /dev/urandom | tr -d ' ') $limit" >&"$wake"
+}
+
+# watch_disk WORK PID ends a VM whose writes found this machine's disk full: QEMU
+# pauses it, and it would stay so. Ends with the VM.
+watch_disk() {
+	while kill -0 "$2"; do
+		! disk_was_full "$1" || kill "$2"
+		sleep 1
+	done >/dev/null 2>&1 || true
 }
 
 # finish WORK STATUS RESULTS unpacks what a VM that ended brings back and sets
@@ -76,8 +88,11 @@ finish() {
 		return
 	}
 	cat "$work/qemu.log" >&2
-	grep -i error "$work/qmp.log" >&2 || true
+	grep -E '"error"|"status": "failed"' "$work/qmp.log" >&2 || true
 	show_console "$work/console.log"
+	if disk_was_full "$work"; then
+		die "the disk below $cache became full, so the VM was ended" "make room, or set VZRUN_CACHE to a larger disk"
+	fi
 	if ((status == 124 || status == 137)); then
 		die "the VM hung and was ended after $((limit + 60)) s" "see its console above; VZRUN_VM_TIMEOUT is the limit"
 	fi

@@ -16,6 +16,7 @@ say() { echo "vm/$me: $*" >&2; }
 die() {
 	echo "vm/$me: $1" >&2
 	echo "hint: $2" >&2
+	told=1
 	exit 1
 }
 
@@ -43,7 +44,6 @@ built() {
 	mkdir -p "$cache"
 	if [[ ! -d $built ]]; then
 		build_locked "$name" "$@"
-		[[ -d $built ]] || die "building $name failed" "see the lines above"
 		say "$name: $((SECONDS - start)) s, $(du -sh "$built" | cut -f 1)"
 	fi
 	in_use "$built"
@@ -67,12 +67,20 @@ build_locked() (
 	say "building $name"
 	rm -rf --one-file-system -- "$cache/.new.${name%-*}".*
 	work=$(mktemp -d "$cache/.new.${name%-*}.XXXXXX")
-	trap 'rm -rf --one-file-system -- "$work"' EXIT
+	trap 'build_ends $?' EXIT
 	mkdir -m 0755 "$work/new"
 	"$1" "$work/new" "${@:2}" 9>&-
 	mv -T "$work/new" "$cache/$name"
 	prune "$name"
 )
+
+# build_ends CODE tidies up, and says so if a program failed that gives no hint.
+build_ends() {
+	local free
+	free=$(free_space)
+	rm -rf --one-file-system -- "$work"
+	(($1 == 0 || ${told:-0})) || die "building $name failed" "see the lines above; $free MB were free below $cache"
+}
 
 # prune NAME removes the other versions of a thing.
 prune() {
@@ -85,10 +93,12 @@ prune() {
 
 require_space() {
 	local free
-	free=$(df --output=avail -BM "$cache" | tail -n 1 | tr -dc 0-9)
+	free=$(free_space)
 	((free >= ${VZRUN_VM_SPACE:-3000})) ||
 		die "only $free MB free below $cache" "make room, or set VZRUN_CACHE to a larger disk"
 }
+
+free_space() { df --output=avail -BM "$cache" | tail -n 1 | tr -dc 0-9; }
 
 hash_of() { sha256sum | cut -c 1-12; }
 
@@ -96,16 +106,22 @@ hash_of() { sha256sum | cut -c 1-12; }
 
 # debian MODE SUITE DIR PACKAGE... puts packages into DIR with mmdebstrap.
 debian() {
-	local variant=$1 suite=$2 dir=$3 mirror options=()
+	local variant=$1 suite=$2 dir=$3 mirror mirrors options=()
 	shift 3
 	need mmdebstrap
 	mirror=$("$tree/contrib/debian-mirror")
+	mirrors=("$mirror")
 	# The machine's own word on this, as of a mirror that is kept as it was.
 	if [[ $(apt-config dump Acquire::Check-Valid-Until) == *'"false"'* ]]; then
 		options+=(--aptopt='Acquire::Check-Valid-Until "false"')
 	fi
+	# What such a suite lacks is in the one that it is for.
+	if [[ $suite == *-backports ]]; then
+		options+=(--aptopt="APT::Default-Release \"$suite\"")
+		mirrors=("deb $mirror $suite main" "deb $mirror ${suite%-backports} main")
+	fi
 	say "fetching packages of $suite from $mirror"
 	mmdebstrap --quiet --mode=root --variant="$variant" --format=directory --include="$*" \
-		--dpkgopt=force-unsafe-io "${options[@]}" "$suite" "$dir" "$mirror" >&2 ||
+		--dpkgopt=force-unsafe-io "${options[@]}" "$suite" "$dir" "${mirrors[@]}" >&2 ||
 		die "mmdebstrap failed for $suite" "see the lines above; is a mirror within reach, and the disk not full?"
 }

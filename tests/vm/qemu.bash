@@ -28,14 +28,22 @@ build_qemu() {
 
 # find_accelerator prints KVM where it works.
 find_accelerator() {
+	local said
 	if [[ -n ${VZRUN_VM_ACCEL:-} ]]; then
+		said=$(accelerates "$VZRUN_VM_ACCEL") || die \
+			"no accelerator '$VZRUN_VM_ACCEL' here: $(head -n 1 <<<"$said" | sed 's/^[^ ]*: //')" \
+			"unset VZRUN_VM_ACCEL: what is best here is then used"
 		echo "$VZRUN_VM_ACCEL"
-	elif [[ -w /dev/kvm ]] && echo quit | timeout 10 \
-		"${qemu[@]}" -machine none,accel=kvm -nodefaults -display none -monitor stdio >/dev/null 2>&1; then
+	elif [[ -w /dev/kvm ]] && accelerates kvm >/dev/null; then
 		echo kvm
 	else
 		echo tcg,thread=multi
 	fi
+}
+
+# accelerates NAME fails if QEMU cannot use it, and prints why.
+accelerates() {
+	{ echo quit | timeout 20 "${qemu[@]}" -machine none -accel "$1" -nodefaults -display none -monitor stdio >/dev/null; } 2>&1
 }
 
 # machine IMAGE DISK JOB sets ${machine[@]}, QEMU's arguments for what all VMs of
@@ -78,6 +86,9 @@ qmp_open() {
 
 # qmp_say COMMAND [ARGUMENTS] is read when QEMU comes to it.
 qmp_say() { echo "{\"execute\": \"$1\", \"arguments\": ${2:-{\}}}" >&"$qmp_in"; }
+
+# disk_was_full DIR tells whether a VM was paused for that.
+disk_was_full() { grep -qs '"nospace": true' "$1/qmp.log"; }
 
 # The job's disk must have one size, since the guest has read it.
 job_size=256M
