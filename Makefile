@@ -58,7 +58,7 @@ vmtest: vm-ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=na
 	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
 
 .PHONY: vmshort
-vmshort: vm-ready ## The part of vmtest that CI runs (root)
+vmshort: vm-ready ## A short part of vmtest: one boot (root)
 	VZRUN=$(CURDIR)/vzrun tests/vm/run --short
 
 .PHONY: vmpair

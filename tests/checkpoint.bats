@@ -181,9 +181,9 @@ save() {
 	}
 }
 
-# show_log FILE prints what CRIU logged before its first error.
+# show_log FILE prints what CRIU found remarkable, watches and errors above all.
 show_log() {
-	[[ ! -e $1 ]] || grep -m 1 -B 20 -E 'Error \((criu/)?[a-z]' "$1" || tail -n 20 "$1"
+	[[ ! -e $1 ]] || grep -E 'Warn|Error|fsnotify: ' "$1" | grep -vE 'RLIMIT_NOFILE|breakpoints' | tail -n 25
 }
 
 # load_from IMAGES [FLAG...] restores it; its statistics are in $T/load.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
 # containerd with vzrun for its runtime, asked by ctr. Its CRI plugin is in cri.bats.
 # $ARGS is jq's, other variables in single quotes the guest's.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+# shellcheck disable=SC2016,SC2030,SC2031,SC2153,SC2154
 
 load helpers
 load app

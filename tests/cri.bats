@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
 # containerd's CRI plugin with vzrun for its runtime, asked as the kubelet does.
 # $ARGS is jq's, other variables in single quotes the guest's.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+# shellcheck disable=SC2016,SC2030,SC2031,SC2153,SC2154
 
 load helpers
 load app
@@ -20,8 +20,12 @@ setup() { vz_setup; }
 teardown() {
 	cri Version >/dev/null 2>&1 || containerd_start
 	remove_pods
+	remove_parents
 	vz_teardown
 }
+
+# remove_parents does what the kubelet does: the cgroup of a pod is its own.
+remove_parents() { find /sys/fs/cgroup -depth -type d -name "vzrun-test-$VZ_TAG-*" -exec rmdir {} +; }
 
 # cni_setup: pods get addresses on a bridge in the network namespace of the suite.
 cni_setup() {

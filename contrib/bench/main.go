@@ -226,7 +226,7 @@ func run() error {
 	parallel := flag.Int("parallel", 100, "containers that are created at a time")
 	flag.Parse()
 	if *rootfs == "" || flag.NArg() == 0 {
-		return errors.New("usage: bench [-rounds N] -rootfs DIR NAME=PATH...")
+		return errors.New("usage: bench [-rounds N] -rootfs DIR NAME=PATH [NAME=PATH]")
 	}
 	work, err := os.MkdirTemp("", "vzrun-bench.")
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"strings"
 	"testing"
 	"unicode"
@@ -150,7 +151,7 @@ func FuzzInit(f *testing.F) {
 // the guest no id of the host's root.
 func FuzzSpec(f *testing.F) {
 	f.Add("web", "/sbin/init", "", int64(1<<30), int64(0), 1.5, uint32(1<<20), uint32(0))
-	f.Add("../x", "sbin/init", "zz", int64(-1), int64(1), -0.0, uint32(0), uint32(1))
+	f.Add("../x", "sbin/init", "zz", int64(-1), int64(1), math.Copysign(0, -1), uint32(0), uint32(1))
 	f.Fuzz(func(t *testing.T, hostname, init, uuid string, ram, swap int64, cpus float64, base, size uint32) {
 		s, err := Spec(SpecOptions{
 			Rootfs: "rootfs", Hostname: hostname, Init: Systemd, InitPath: init, UUID: uuid,
