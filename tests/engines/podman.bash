@@ -106,10 +106,20 @@ podman_down() {
 	ip netns delete "$(podman_netns)" || ok=1
 	# Podman keeps the layers below a mount of its own, and its own cgroups.
 	umount "$PODMAN_DATA/root/overlay" 2>/dev/null || true
-	find /sys/fs/cgroup -depth -type d -path "*/vzrun-test-$VZ_TAG*" -exec rmdir {} + || ok=1
+	remove_cgroups || ok=1
 	remove_tree "$PODMAN_RUN" || ok=1
 	remove_tree "$PODMAN_DATA" || ok=1
 	return "$ok"
+}
+
+# remove_cgroups: on cgroup v1 Podman makes cgroups in each directory of
+# /sys/fs/cgroup, also in one where no hierarchy is mounted. Files stay there.
+remove_cgroups() {
+	local dir
+	for dir in /sys/fs/cgroup/*/"vzrun-test-$VZ_TAG"; do
+		[[ $(stat -f -c %T "$dir" 2>/dev/null) != tmpfs ]] || rm -rf --one-file-system -- "$dir"
+	done
+	find /sys/fs/cgroup -depth -type d -path "*/vzrun-test-$VZ_TAG*" -exec rmdir {} +
 }
 
 pm_remove_all() {

@@ -56,7 +56,7 @@ machine() {
 		-name vzrun-vm -nodefaults -no-user-config -display none -no-reboot
 		-machine pc,vmport=off -accel "$accelerator" -cpu max -smp "$cpus" -m "$memory"
 		-kernel "$image/vmlinuz" -initrd "$image/initrd"
-		-append "console=ttyS0 net.ifnames=0 panic=-1 loglevel=5 mitigations=off audit=0 random.trust_cpu=on systemd.show_status=0"
+		-append "console=ttyS0 net.ifnames=0 panic=-1 no_timer_check loglevel=5 mitigations=off audit=0 random.trust_cpu=on systemd.show_status=0"
 		-drive "if=none,id=root,format=qcow2,cache=unsafe,$disk"
 		-device virtio-blk-pci,drive=root,serial=vzroot
 		-drive "if=none,id=job,format=raw,readonly=on,file=$job"
