@@ -54,25 +54,28 @@ bats: ## Integration tests (root); one suite with SUITE=name
 	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
 
 .PHONY: vmtest
-vmtest: vm-ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command
+vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command
 	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
 
 .PHONY: vmshort
-vmshort: vm-ready ## A short part of vmtest: one boot (root)
+vmshort: ready ## A short part of vmtest: one boot (root)
 	VZRUN=$(CURDIR)/vzrun tests/vm/run --short
 
 .PHONY: vmpair
-vmpair: vm-ready ## Scenarios of two virtual machines (root); SCENARIO=name, KERNEL="lane lane"
+vmpair: ready ## Scenarios of two virtual machines (root); SCENARIO=name, KERNEL="lane lane"
 	VZRUN=$(CURDIR)/vzrun tests/vm/pair $(or $(SCENARIO),all) $(KERNEL)
 
-.PHONY: vm-ready
-vm-ready:
+.PHONY: ready
+ready:
 	contrib/bootstrap
 	$(MAKE) vzrun
 
+.PHONY: conformance
+conformance: ready ## The OCI conformance programs, beside runc (root)
+	VZRUN=$(CURDIR)/vzrun tests/conformance/run
+
 .PHONY: bench
-bench: vzrun ## Measure against other runtimes (root)
-	contrib/bootstrap
+bench: ready ## Measure against other runtimes, into docs/benchmarks.md (root)
 	VZRUN=$(CURDIR)/vzrun contrib/bench/run
 
 .PHONY: lint

@@ -157,16 +157,18 @@ func wantsIDMap(spec *specs.Spec) (bool, error) {
 	}
 }
 
-// checkReachable returns an error unless the container's root, whose host ids
-// are given, can walk to the rootfs: its first process enters it with those
-// ids. Access control lists are not looked at.
-func checkReachable(rootfs string, uid, gid uint32) error {
+// checkReachable returns an error unless the container's root can walk to the
+// rootfs: its first process enters it with that root's ids, and with
+// capabilities over what belongs to ids that are mapped (user_namespaces(7)).
+// Access control lists are not looked at.
+func checkReachable(rootfs string, uids, gids []specs.LinuxIDMapping) error {
+	uid, gid := uids[0].HostID, gids[0].HostID
 	for dir := filepath.Dir(rootfs); ; dir = filepath.Dir(dir) {
 		var st unix.Stat_t
 		if err := unix.Stat(dir, &st); err != nil {
 			return fmt.Errorf("rootfs: %w", err)
 		}
-		if !maySearch(st.Mode, st.Uid, st.Gid, uid, gid) {
+		if !maySearch(st.Mode, st.Uid, st.Gid, uid, gid) && (!isMapped(st.Uid, uids) || !isMapped(st.Gid, gids)) {
 			return withHint("chmod o+x "+dir+", or move the bundle elsewhere",
 				"the container's root (uid %d on the host) may not pass %s to its rootfs: %w", uid, dir, fs.ErrPermission)
 		}
@@ -174,6 +176,13 @@ func checkReachable(rootfs string, uid, gid uint32) error {
 			return nil
 		}
 	}
+}
+
+// isMapped tells whether an id of the host has a counterpart in the container.
+func isMapped(id uint32, maps []specs.LinuxIDMapping) bool {
+	return slices.ContainsFunc(maps, func(m specs.LinuxIDMapping) bool {
+		return id >= m.HostID && id-m.HostID < m.Size
+	})
 }
 
 // maySearch decides as the kernel does for a process without capabilities

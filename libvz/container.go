@@ -155,7 +155,10 @@ func (c *Container) Start(context.Context) error {
 		if err := c.need(libcontainer.Created); err != nil {
 			return err
 		}
-		return c.lc.Exec()
+		if err := c.lc.Exec(); err != nil {
+			return c.endedMeanwhile(err)
+		}
+		return nil
 	})
 }
 

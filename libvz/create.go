@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -146,7 +147,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		return err
 	}
 	if uids, gids := n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings; len(uids) > 0 && len(gids) > 0 {
-		if err := checkReachable(n.spec.Root.Path, uids[0].HostID, gids[0].HostID); err != nil {
+		if err := checkReachable(n.spec.Root.Path, uids, gids); err != nil {
 			return err
 		}
 	}
@@ -195,6 +196,13 @@ func (n *nascent) begin(op string) (err error) {
 	n.cgroups = cm.GetPaths()
 	if err := ownCgroups(n.cgroups); err != nil {
 		return err
+	}
+	// libcontainer refuses that too, but only when an undo would take the
+	// cgroup away from whoever froze it.
+	if state, err := cm.GetFreezerState(); err != nil {
+		return err
+	} else if state == cgroups.Frozen {
+		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "container's cgroup unexpectedly frozen")
 	}
 	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
 		return err

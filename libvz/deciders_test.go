@@ -285,6 +285,15 @@ func TestSubCgroups(t *testing.T) {
 	}
 }
 
+func TestIsMapped(t *testing.T) {
+	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1, Size: 10}, {ContainerID: 10, HostID: 0, Size: 1}, {ContainerID: 11, HostID: 1 << 31, Size: 1 << 31}}
+	for id, want := range map[uint32]bool{0: true, 1: true, 10: true, 11: false, 1<<31 - 1: false, 1 << 31: true, 1<<32 - 1: true} {
+		if got := isMapped(id, maps); got != want {
+			t.Errorf("%d: %v", id, got)
+		}
+	}
+}
+
 func TestMaySearch(t *testing.T) {
 	const uid, gid = 100000, 100000
 	for _, c := range []struct {

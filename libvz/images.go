@@ -304,11 +304,14 @@ func processArgs(spec *specs.Spec) []string {
 	return spec.Process.Args
 }
 
+// namespaceTypes and mountPoints are sorted: an engine that makes a configuration
+// anew (Podman at every restore) writes the same things in another order.
 func namespaceTypes(spec *specs.Spec) []specs.LinuxNamespaceType {
 	var out []specs.LinuxNamespaceType
 	for _, ns := range spec.Linux.Namespaces {
 		out = append(out, ns.Type)
 	}
+	slices.Sort(out)
 	return out
 }
 
@@ -317,6 +320,7 @@ func mountPoints(spec *specs.Spec) []string {
 	for _, m := range spec.Mounts {
 		out = append(out, m.Destination+" ("+m.Type+")")
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -103,12 +103,14 @@ func (c *Container) Exec(_ context.Context, o ExecOptions) (*Process, error) {
 }
 
 func (c *Container) exec(o ExecOptions) (*Process, error) {
-	want := []libcontainer.Status{libcontainer.Running, libcontainer.Created}
-	if o.IgnorePaused {
-		want = append(want, libcontainer.Paused)
-	}
-	if err := c.need(want...); err != nil {
+	if err := c.need(libcontainer.Running, libcontainer.Created, libcontainer.Paused); err != nil {
 		return nil, err
+	}
+	if is, err := c.lc.Status(); err != nil {
+		return nil, err
+	} else if is == libcontainer.Paused && !o.IgnorePaused {
+		// Engines know runc's words.
+		return nil, withHint("resume it first, or give --ignore-paused", "%w: cannot exec in a paused container", ErrStatus)
 	}
 	if err := checkProcess(&o.Process); err != nil {
 		return nil, err

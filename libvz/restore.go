@@ -260,6 +260,10 @@ func (r *revival) fillOptions(work string) error {
 			r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: target, File: r.opts.Stdio[i]})
 		}
 	}
+	// On the rootfs itself: an id-mapped view shows the host's root as nobody.
+	if err := makeMountPoints(r.config.Rootfs, r.config.Mounts); err != nil {
+		return err
+	}
 	if err := r.mountRoot(); err != nil {
 		return err
 	}

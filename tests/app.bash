@@ -92,13 +92,27 @@ netns_gone() { ! netns_exists "$1"; }
 
 netns_of() { stat -Lc %i "/proc/$1/ns/net"; }
 
-# build_recvtty prints the path of the receiver for terminals and pidfds.
-build_recvtty() {
+# build_command NAME prints the path of tests/cmd/NAME, built for this suite.
+build_command() {
 	local go
 	for go in "${GO:-go}" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
 		command -v "$go" >/dev/null && break
 	done
 	# By file name, so that the module's own dependencies are not needed.
-	(cd "$BATS_TEST_DIRNAME/cmd/recvtty" && CGO_ENABLED=0 "$go" build -buildvcs=false -o "$BATS_FILE_TMPDIR/recvtty" ./*.go)
-	echo "$BATS_FILE_TMPDIR/recvtty"
+	(cd "$BATS_TEST_DIRNAME/cmd/$1" && CGO_ENABLED=0 "$go" build -buildvcs=false -o "$BATS_FILE_TMPDIR/$1" ./*.go)
+	echo "$BATS_FILE_TMPDIR/$1"
+}
+
+# control_file CGROUP V1 V2 prints a control file of a cgroup, by its name on
+# either layout.
+control_file() {
+	local path
+	for path in /sys/fs/cgroup/*"$1/$2" "/sys/fs/cgroup$1/$3"; do
+		[[ ! -e $path ]] || {
+			cat "$path"
+			return
+		}
+	done
+	echo "no $2 and no $3 in $1"
+	return 1
 }

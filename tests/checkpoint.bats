@@ -426,7 +426,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 
 	vz pause "$ID"
 	has_status "$ID" paused
-	fails 255 'wrong status: it is paused' guest "$ID" true
+	fails 255 'cannot exec in a paused container' guest "$ID" true
 	log=$BUNDLE/rootfs/var/lib/vzcount/log
 	before=$(wc -l <"$log")
 	sleep 0.3

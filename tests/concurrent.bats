@@ -129,15 +129,19 @@ repeat() {
 }
 
 @test "pauses and resumes of one id leave it running, with all its exec" {
-	local code
 	BUNDLE=$(app_bundle "$ID" sleep 1000)
 	app_up "$BUNDLE" "$ID"
+	# An exec waits for as long as the last pause lasts, so somebody resumes.
+	# shellcheck disable=SC2016 # for the inner shell
+	spawn "$VZ_TMP/resumer" bash -c 'while :; do "$1" --root "$2" resume "$3"; sleep 0.1; done' resumer "$VZRUN" "$VZ_ROOT" "$ID"
 	at_once < <({
 		repeat 20 pause "$ID"
 		repeat 20 resume "$ID"
 		repeat 20 exec --ignore-paused --detach "$ID" true
 	} | shuf)
 	all_clear
+	kill "$SPAWNED"
+	wait_exit "$SPAWNED"
 	! has_status "$ID" paused || vz resume "$ID"
 	has_status "$ID" running
 	[[ $(guest "$ID" echo works) == works ]]

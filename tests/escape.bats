@@ -14,8 +14,8 @@ load app
 
 setup_file() {
 	suite_setup
-	ATTACKER=$(build_attacker)
-	RECVTTY=$(build_recvtty)
+	ATTACKER=$(build_command attacker)
+	RECVTTY=$(build_command recvtty)
 	export ATTACKER RECVTTY
 }
 teardown_file() { suite_teardown; }
@@ -27,15 +27,6 @@ setup() {
 teardown() {
 	VZRUN=${OWN_VZRUN:-$VZRUN} # a copy may be damaged
 	vz_teardown
-}
-
-build_attacker() {
-	local go
-	for go in "${GO:-go}" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
-		command -v "$go" >/dev/null && break
-	done
-	(cd "$BATS_TEST_DIRNAME/cmd/attacker" && CGO_ENABLED=0 "$go" build -buildvcs=false -o "$BATS_FILE_TMPDIR/attacker" ./*.go)
-	echo "$BATS_FILE_TMPDIR/attacker"
 }
 
 # evil ARG... makes the bundle $BUNDLE, whose rootfs is $ROOTFS.

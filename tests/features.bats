@@ -10,7 +10,7 @@ load app
 
 setup_file() {
 	suite_setup
-	PEER=$(build_peer)
+	PEER=$(build_command peer)
 	export PEER
 }
 teardown_file() { suite_teardown; }
@@ -22,12 +22,6 @@ teardown() {
 	for link in "$(link_name h)" "$(link_name g)"; do
 		ip link del "$link" 2>/dev/null || true
 	done
-}
-
-# build_peer prints the path of the program for the other end.
-build_peer() {
-	(cd "$BATS_TEST_DIRNAME/cmd/peer" && CGO_ENABLED=0 "${GO:-go}" build -buildvcs=false -o "$BATS_FILE_TMPDIR/peer" ./*.go)
-	echo "$BATS_FILE_TMPDIR/peer"
 }
 
 # box ARG... makes a bundle, $BUNDLE.
@@ -63,10 +57,8 @@ cgroup_dir() {
 	fi
 }
 
-# limit CONTROLLER FILE-V1 FILE-V2 prints what a file of the cgroup holds.
-limit() {
-	if cgroup2; then cat "$(cgroup_dir "$1")/$3"; else cat "$(cgroup_dir "$1")/$2"; fi
-}
+# limit V1 V2 prints a control file of the container.
+limit() { control_file "$(cgroup_of "$ID")" "$@"; }
 
 has_controller() {
 	if cgroup2; then grep -qw "$1" /sys/fs/cgroup/cgroup.controllers; else [[ -d /sys/fs/cgroup/$1 ]]; fi
@@ -200,7 +192,7 @@ status() { guest "$ID" awk -v field="$1:" '$1 == field { $1 = ""; print substr($
 @test "a terminal has the size that is asked for" {
 	box stty size
 	conf '.process.terminal = true | .process.consoleSize = {height: 33, width: 99}'
-	spawn "$VZ_TMP/out" "$(RECVTTY=$(build_recvtty) && echo "$RECVTTY")" tty "$VZ_TMP/socket"
+	spawn "$VZ_TMP/out" "$(build_command recvtty)" tty "$VZ_TMP/socket"
 	wait_line "$VZ_TMP/out" '^listening$'
 	vz run --detach --bundle "$BUNDLE" --console-socket "$VZ_TMP/socket" "$ID" </dev/null >/dev/null 2>&1 3>&-
 	wait_line "$VZ_TMP/out" '^33 99'
@@ -458,8 +450,8 @@ pts/ptmx
 	run -137 now
 	args sleep 1000
 	app_up "$BUNDLE" "$ID"
-	[[ $(limit memory memory.limit_in_bytes memory.max) == 50331648 ]]
-	[[ $(limit memory memory.soft_limit_in_bytes memory.low) == 25165824 ]]
+	[[ $(limit memory.limit_in_bytes memory.max) == 50331648 ]]
+	[[ $(limit memory.soft_limit_in_bytes memory.low) == 25165824 ]]
 }
 
 @test "processor time, shares and processors are limited" {
@@ -467,10 +459,10 @@ pts/ptmx
 	conf '.linux.resources.cpu = {shares: 512, quota: 20000, period: 50000, cpus: "0", mems: "0"}'
 	app_up "$BUNDLE" "$ID"
 	if cgroup2; then
-		[[ $(limit cpu - cpu.max) == "20000 50000" && $(limit cpu - cpuset.cpus) == 0 ]]
+		[[ $(limit - cpu.max) == "20000 50000" && $(limit - cpuset.cpus) == 0 ]]
 	else
-		[[ $(limit cpu cpu.cfs_quota_us -) == 20000 && $(limit cpu cpu.cfs_period_us -) == 50000 ]]
-		[[ $(limit cpu cpu.shares -) == 512 && $(limit cpuset cpuset.cpus -) == 0 && $(limit cpuset cpuset.mems -) == 0 ]]
+		[[ $(limit cpu.cfs_quota_us -) == 20000 && $(limit cpu.cfs_period_us -) == 50000 ]]
+		[[ $(limit cpu.shares -) == 512 && $(limit cpuset.cpus -) == 0 && $(limit cpuset.mems -) == 0 ]]
 	fi
 	[[ $(guest "$ID" nproc) == 1 ]]
 	[[ $(status Cpus_allowed_list) == 0 ]]
@@ -494,7 +486,7 @@ pts/ptmx
 	conf '.linux.resources.blockIO = {throttleReadBpsDevice: [{major: ($ARGS.positional[0] | tonumber), minor: ($ARGS.positional[1] | tonumber), rate: 1048576}]}' \
 		"${device%:*}" "${device#*:}"
 	app_up "$BUNDLE" "$ID"
-	[[ $(limit blkio blkio.throttle.read_bps_device io.max) == "$device "*1048576* ]]
+	[[ $(limit blkio.throttle.read_bps_device io.max) == "$device "*1048576* ]]
 }
 
 @test "huge pages are limited" {
@@ -502,7 +494,7 @@ pts/ptmx
 	box sleep 1000
 	conf '.linux.resources.hugepageLimits = [{pageSize: "2MB", limit: 4194304}]'
 	app_up "$BUNDLE" "$ID"
-	[[ $(limit hugetlb hugetlb.2MB.limit_in_bytes hugetlb.2MB.max) == 4194304 ]]
+	[[ $(limit hugetlb.2MB.limit_in_bytes hugetlb.2MB.max) == 4194304 ]]
 }
 
 @test "unified resources are set on cgroup2, and refused on v1" {
@@ -513,7 +505,7 @@ pts/ptmx
 		return
 	fi
 	app_up "$BUNDLE" "$ID"
-	[[ $(limit memory - memory.high) == 33554432 && $(limit pids - pids.max) == 77 ]]
+	[[ $(limit - memory.high) == 33554432 && $(limit - pids.max) == 77 ]]
 }
 
 ### What only some hosts have

@@ -207,6 +207,24 @@ one_error() {
 	has_status "$other" running
 }
 
+@test "a cgroup that somebody has frozen stays as it is" {
+	local cgroup
+	if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+		cgroup=/sys/fs/cgroup$(cgroup_of "$ID-frozen")
+		mkdir "$cgroup"
+		echo 1 >"$cgroup/cgroup.freeze"
+	else
+		cgroup=/sys/fs/cgroup/freezer$(cgroup_of "$ID-frozen")
+		mkdir "$cgroup"
+		echo FROZEN >"$cgroup/freezer.state"
+	fi
+	bad_bundle '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$ID-frozen")"
+	fails 1 'unexpectedly frozen' vz create --bundle "$BUNDLE" "$ID"
+	fails 1 'unexpectedly frozen' vz run --bundle "$BUNDLE" "$ID"
+	grep -qE '1|FROZEN' "$cgroup"/cgroup.freeze "$cgroup"/freezer.state 2>/dev/null
+	rmdir "$cgroup"
+}
+
 no_launch_beside() {
 	fails "$2" "$3" vz create --bundle "$BUNDLE" "$ID"
 	fails "$2" "$3" vz run --bundle "$BUNDLE" "$ID"

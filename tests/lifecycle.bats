@@ -8,7 +8,7 @@ load app
 
 setup_file() {
 	suite_setup
-	RECVTTY=$(build_recvtty)
+	RECVTTY=$(build_command recvtty)
 	export RECVTTY
 }
 teardown_file() { suite_teardown; }

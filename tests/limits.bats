@@ -19,24 +19,18 @@ up() {
 
 pure_cgroup2() { [[ -e /sys/fs/cgroup/cgroup.controllers ]]; }
 
-# limit CONTROLLER V1-FILE V2-FILE prints a limit of the container.
-limit() {
-	if pure_cgroup2; then
-		cat "/sys/fs/cgroup$(cgroup_of "$ID")/$3"
-	else
-		cat "/sys/fs/cgroup/$1$(cgroup_of "$ID")/$2"
-	fi
-}
+# limit V1 V2 prints a control file of the container.
+limit() { control_file "$(cgroup_of "$ID")" "$@"; }
 
-memory() { limit memory memory.limit_in_bytes memory.max; }
-pids() { limit pids pids.max pids.max; }
+memory() { limit memory.limit_in_bytes memory.max; }
+pids() { limit pids.max pids.max; }
 
 # quota prints quota and period in microseconds.
 quota() {
 	if pure_cgroup2; then
-		limit cpu - cpu.max
+		limit - cpu.max
 	else
-		echo "$(limit cpu cpu.cfs_quota_us -) $(limit cpu cpu.cfs_period_us -)"
+		echo "$(limit cpu.cfs_quota_us -) $(limit cpu.cfs_period_us -)"
 	fi
 }
 
@@ -56,9 +50,9 @@ is_unlimited() { [[ $1 == max || $1 -gt $((1 << 60)) ]]; }
 	[[ $(quota) == "30000 50000" ]]
 	vz update --cpu-share 512 "$ID"
 	if pure_cgroup2; then
-		(($(limit cpu - cpu.weight) < 100))
+		(($(limit - cpu.weight) < 100))
 	else
-		[[ $(limit cpu cpu.shares -) == 512 ]]
+		[[ $(limit cpu.shares -) == 512 ]]
 	fi
 	vz update --memory -1 --pids-limit -1 --cpu-quota -1 "$ID"
 	is_unlimited "$(memory)"

@@ -9,17 +9,12 @@ load app
 
 setup_file() {
 	suite_setup
-	PEER=$(build_peer)
+	PEER=$(build_command peer)
 	export PEER
 }
 teardown_file() { suite_teardown; }
 setup() { vz_setup; }
 teardown() { vz_teardown; }
-
-build_peer() {
-	(cd "$BATS_TEST_DIRNAME/cmd/peer" && CGO_ENABLED=0 "${GO:-go}" build -buildvcs=false -o "$BATS_FILE_TMPDIR/peer" ./*.go)
-	echo "$BATS_FILE_TMPDIR/peer"
-}
 
 # box ARG... makes a bundle, $BUNDLE, with $PEER in it.
 box() {

@@ -9,12 +9,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -28,16 +30,33 @@ type sample struct {
 	memory    int64 // KiB, the peak of the runtime's own process
 }
 
-type runtime struct{ name, path, state string }
+type runtime struct {
+	name, path, state string
+	// ctx ends when the program is told to end.
+	ctx context.Context
+}
 
 // command returns the command line of a verb, with its own state directory.
 func (r *runtime) command(args ...string) *exec.Cmd {
-	return exec.Command(r.path, append([]string{"--root", r.state}, args...)...)
+	return exec.CommandContext(r.ctx, r.path, append([]string{"--root", r.state}, args...)...)
+}
+
+// remove deletes what an interrupted measurement left, and the state directory.
+func (r *runtime) remove() {
+	r.ctx = context.Background()
+	entries, _ := os.ReadDir(r.state)
+	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), "bench") {
+			if err := r.command("delete", "--force", e.Name()).Run(); err != nil {
+				fmt.Fprintf(os.Stderr, "bench: %s delete %s: %v\n", r.name, e.Name(), err)
+			}
+		}
+	}
+	os.RemoveAll(r.state)
 }
 
 func (r *runtime) measure(args ...string) (sample, error) {
 	cmd := r.command(args...)
-	var complaint strings.Builder
 	// A container that is created keeps what we give it: no pipes.
 	log, err := os.CreateTemp(r.state, "stderr")
 	if err != nil {
@@ -50,9 +69,8 @@ func (r *runtime) measure(args ...string) (sample, error) {
 	err = cmd.Run()
 	wall := time.Since(begun)
 	if err != nil {
-		text, _ := os.ReadFile(log.Name())
-		complaint.Write(text)
-		return sample{}, fmt.Errorf("%s %s: %w: %s", r.name, strings.Join(args, " "), err, complaint.String())
+		complaint, _ := os.ReadFile(log.Name())
+		return sample{}, fmt.Errorf("%s %s: %w: %s", r.name, strings.Join(args, " "), err, complaint)
 	}
 	usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	return sample{wall: wall, cpu: cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), memory: usage.Maxrss}, nil
@@ -228,6 +246,8 @@ func run() error {
 	if *rootfs == "" || flag.NArg() == 0 {
 		return errors.New("usage: bench [-rounds N] -rootfs DIR NAME=PATH [NAME=PATH]")
 	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
 	work, err := os.MkdirTemp("", "vzrun-bench.")
 	if err != nil {
 		return err
@@ -243,8 +263,9 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(state)
-		b.runtimes = append(b.runtimes, &runtime{name, path, state})
+		r := &runtime{name, path, state, ctx}
+		defer r.remove()
+		b.runtimes = append(b.runtimes, r)
 	}
 	if err := b.prepare(); err != nil {
 		return err

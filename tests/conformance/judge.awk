@@ -17,6 +17,7 @@ BEGIN {
 {
 	count[$1, $2, $3]++
 	if ($3 == "fail") failed[$1, $2, $4]++
+	if ($3 == "pass") passed_by[$1, $2, $4]++
 	if ($1 == "vzrun" && $3 == "fail" && !(($2, $4) in seen)) {
 		seen[$2, $4] = 1
 		order[$2] = order[$2] "\n" $4
@@ -37,7 +38,7 @@ END {
 		m = split(substr(order[p], 2), text, "\n")
 		for (j = 1; j <= m; j++) {
 			times = failed["vzrun", p, text[j]]
-			beside = failed["runc", p, text[j]] ? "runc fails too" : "runc does not fail"
+			beside = failed["runc", p, text[j]] ? "runc fails too" : passed_by["runc", p, text[j]] ? "runc passes" : "runc does not get there"
 			if ((p, text[j]) in known) {
 				deviations = deviations sprintf("  %s: %s (%s)\n", p, text[j], beside)
 				skipped += times
