@@ -292,7 +292,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.Link) error {
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
-	if err := c.host.erase(ctx, e); err != nil {
+	if err := c.host.clear(ctx, e); err != nil {
 		return err
 	}
 	if err := vnet.Gone(ctx, links); err != nil {
@@ -302,7 +302,11 @@ func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.
 	if _, err := c.lc.Status(); err != nil {
 		return err
 	}
-	return c.lc.Destroy()
+	// As in Delete.
+	if err := c.lc.Destroy(); err != nil {
+		c.host.warn(c.id, "%v", err)
+	}
+	return forget(e)
 }
 
 // explainDump names the guest's unit where CRIU names a task.

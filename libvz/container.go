@@ -115,7 +115,8 @@ func (c *Container) change(op string, fn func(*store.Entry) error) error {
 	defer entry.Close()
 	lc, err := libcontainer.Load(c.host.opts.Root, c.id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
-		return fail(op, c.id, ErrNotExist)
+		// Deleted since we looked; the lock is a new one, and nobody's.
+		return fail(op, c.id, errors.Join(ErrNotExist, entry.Forget()))
 	}
 	if err != nil {
 		return fail(op, c.id, err)
@@ -198,8 +199,20 @@ func (c *Container) Pause(context.Context) error {
 		if err := c.need(libcontainer.Running, libcontainer.Created, libcontainer.Paused); err != nil {
 			return err
 		}
-		return c.lc.Pause()
+		if err := c.lc.Pause(); err != nil {
+			return c.notFrozen(err)
+		}
+		return nil
 	})
+}
+
+// notFrozen explains a pause that failed: a SIGKILL takes no lock, and thaws what
+// is to die.
+func (c *Container) notFrozen(err error) error {
+	if st, statusErr := c.lc.Status(); statusErr == nil && st == libcontainer.Running {
+		return fmt.Errorf("%w: it does not stay frozen: %w", ErrBusy, err)
+	}
+	return c.endedMeanwhile(err)
 }
 
 // Resume thaws a paused container.

@@ -29,13 +29,13 @@ func TestCheckID(t *testing.T) {
 func TestParseStartTime(t *testing.T) {
 	tail := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21\n"
 	for _, comm := range []string{"(sh)", "(a b)", "(evil) S 1 (x)", "())"} {
-		got, err := parseStartTime("77 " + comm + tail)
+		got, err := parseStat("77 "+comm+tail, statStartTime)
 		if err != nil || got != 4242 {
 			t.Errorf("%s: %d, %v", comm, got, err)
 		}
 	}
 	for _, bad := range []string{"", "1 (sh", "1 (sh) S 1 2", "1 (sh) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 x"} {
-		if _, err := parseStartTime(bad); err == nil {
+		if _, err := parseStat(bad, statStartTime); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}

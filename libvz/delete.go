@@ -50,7 +50,7 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if _, err := c.lc.Status(); err != nil {
 			return err
 		}
-		if err := c.host.erase(ctx, e); err != nil {
+		if err := c.host.clear(ctx, e); err != nil {
 			return err
 		}
 		if err := vnet.Gone(ctx, links); err != nil {
@@ -61,7 +61,7 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err := c.lc.Destroy(); err != nil {
 			c.host.warn(c.id, "%v", err)
 		}
-		return nil
+		return forget(e)
 	})
 }
 

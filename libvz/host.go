@@ -135,7 +135,7 @@ func (h *Host) heal(id string) error {
 		return err
 	}
 	defer entry.Close()
-	if _, err := os.Lstat(filepath.Join(h.opts.Root, id)); stray && errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(h.opts.Root, id)); errors.Is(err, fs.ErrNotExist) {
 		return entry.Forget()
 	}
 	return nil
@@ -187,11 +187,14 @@ func (h *Host) lock(id string) (*store.Entry, error) {
 	if e.Operation == nil {
 		return e, nil
 	}
-	if err := h.undo(e); err != nil {
-		e.Close()
-		return nil, fmt.Errorf("clean up after an interrupted %s: %w", e.Operation.Name, err)
+	name := e.Operation.Name
+	err = h.undo(e)
+	e.Close()
+	if err != nil {
+		return nil, fmt.Errorf("clean up after an interrupted %s: %w", name, err)
 	}
-	return e, nil
+	// The undo may have given the id away, and the lock with it.
+	return h.lock(id)
 }
 
 func (h *Host) event(e Event) {

@@ -132,10 +132,22 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 	return &Process{lp: lp}, nil
 }
 
+// initExits tells whether the init is on its way out: it takes the others of its
+// pid namespace with it and only then counts as ended.
+func (c *Container) initExits() bool {
+	st, err := c.lc.State()
+	if err != nil {
+		return false
+	}
+	exits, err := exiting(st.InitProcessPid)
+	return err == nil && exits
+}
+
 // endedMeanwhile tells a process that could not be started from one whose
 // container was killed under it, which shows as a broken pipe or the like.
 func (c *Container) endedMeanwhile(err error) error {
-	if st, statusErr := c.lc.Status(); statusErr == nil && st == libcontainer.Stopped {
+	st, statusErr := c.lc.Status()
+	if statusErr == nil && (st == libcontainer.Stopped || c.initExits()) {
 		return fmt.Errorf("%w: it has ended meanwhile: %w", ErrStatus, err)
 	}
 	return err

@@ -109,10 +109,27 @@ func (h *Host) initAlive(id string) bool {
 	return err == nil && st != libcontainer.Stopped
 }
 
-// erase ends what runs in the operation's cgroups and removes cgroups and the
+// erase is clear and forget, where nothing remains to be done in between.
+func (h *Host) erase(ctx context.Context, e *store.Entry) error {
+	if err := h.clear(ctx, e); err != nil {
+		return err
+	}
+	return forget(e)
+}
+
+// forget gives the id away: another container may have it before the entry is
+// closed. So it is the last that is done to the container.
+func forget(e *store.Entry) error {
+	// Not End and then Forget: a record without operation and container
+	// would be nobody's to remove.
+	e.Operation = nil
+	return e.Forget()
+}
+
+// clear ends what runs in the operation's cgroups and removes cgroups and the
 // state. Network links end with the container's namespace. The rootfs is never
 // touched.
-func (h *Host) erase(ctx context.Context, e *store.Entry) error {
+func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 	op := e.Operation
 	paths := make([]string, 0, len(op.Cgroups))
 	for _, p := range op.Cgroups {
@@ -129,13 +146,7 @@ func (h *Host) erase(ctx context.Context, e *store.Entry) error {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
-	if err := store.RemoveTree(h.opts.Root, e.ID); err != nil {
-		return err
-	}
-	// Not End and then Forget: a record without operation and container
-	// would be nobody's to remove.
-	e.Operation = nil
-	return e.Forget()
+	return store.RemoveTree(h.opts.Root, e.ID)
 }
 
 // endCriu waits for the criu process of an operation whose vzrun is gone. It
@@ -200,14 +211,4 @@ func waitPidfd(ctx context.Context, fd int) error {
 	err = <-done
 	close(wake)
 	return err
-}
-
-// startTime returns field 22 of /proc/PID/stat (proc_pid_stat(5)), in clock
-// ticks since boot: with the pid it names a process for good.
-func startTime(pid int) (uint64, error) {
-	data, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(pid), "stat"))
-	if err != nil {
-		return 0, err
-	}
-	return parseStartTime(string(data))
 }

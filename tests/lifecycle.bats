@@ -348,6 +348,22 @@ foreground_again() { edit_config "$BUNDLE" '.process.args = $ARGS.positional' "$
 	fails 1 'descriptor 9.* not open' vz run --bundle "$BUNDLE" --preserve-fds 7 "$ID" 3</dev/null 4</dev/null 5</dev/null 6</dev/null 7</dev/null 8</dev/null 9<&-
 }
 
+@test "an id is free when its delete has ended, and not before" {
+	BUNDLE=$(busybox_bundle "$ID" sleep 1000)
+	mkfifo "$VZ_TMP/gate"
+	edit_config "$BUNDLE" '.hooks.poststop = [{path: "/bin/sh", args: ["sh", "-c", "read -r _ <" + $ARGS.positional[0]]}]' "$VZ_TMP/gate"
+	app_up "$BUNDLE" "$ID"
+	spawn "$VZ_TMP/delete" vz delete --force "$ID"
+	exec {gate}>"$VZ_TMP/gate"
+	edit_config "$BUNDLE" 'del(.hooks)'
+	fails 3 'busy' vz create --bundle "$BUNDLE" "$ID"
+	echo >&"$gate"
+	exec {gate}>&-
+	wait "$SPAWNED"
+	app_up "$BUNDLE" "$ID"
+	has_status "$ID" running
+}
+
 @test "hooks are told the state, and run in their order" {
 	local kinds=(prestart createRuntime poststart poststop)
 	foreground sh -c 'echo process >&2'
