@@ -206,9 +206,12 @@ func (c *Container) Pause(context.Context) error {
 	})
 }
 
-// notFrozen explains a pause that failed: a SIGKILL takes no lock, and thaws what
-// is to die.
+// notFrozen explains a pause that failed: without a cgroup there is nothing to
+// freeze, and a SIGKILL takes no lock and thaws what is to die.
 func (c *Container) notFrozen(err error) error {
+	if _, noCgroup := c.lc.Processes(); noCgroup != nil && c.lc.Config().RootlessCgroups {
+		return withHint("run it as root, or in cgroups that are delegated to you", "%w: %w", ErrUnsupported, err)
+	}
 	if st, statusErr := c.lc.Status(); statusErr == nil && st == libcontainer.Running {
 		return fmt.Errorf("%w: it does not stay frozen: %w", ErrBusy, err)
 	}
