@@ -2,7 +2,8 @@
 # Checkpoint and restore of a whole Debian with systemd, on a network of its own.
 #
 # All tests share one guest. setup boots it again if a test has left none, so
-# that one failure does not make more.
+# that one failure does not make more. Those with the tag are the short run of the
+# VM lab.
 # $ARGS is jq's, other variables in single quotes are the guest's; suites use
 # what `run` sets.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154
@@ -295,6 +296,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 
 ### What is refused, and leaves the guest alone
 
+# bats test_tags=short
 @test "a unit with a user namespace of its own is refused by name; the guest goes on" {
 	local pid
 	guest "$ID" systemctl start walled
@@ -348,6 +350,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 
 ### A checkpoint, and what is in it
 
+# bats test_tags=short
 @test "--leave-running saves the guest while it and its connections go on" {
 	local pid
 	pid=$(pid_of "$ID")
@@ -392,6 +395,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	done
 }
 
+# bats test_tags=short
 @test "checkpoint ends the guest, restore brings it back" {
 	save "$T/images" --work-path "$T/work"
 	[[ -s $T/work/dump.log && ! -e $T/images/dump.log ]]
@@ -409,6 +413,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 
 ### A restored guest
 
+# bats test_tags=short
 @test "every verb works on a restored guest" {
 	local pid log before
 	restored
@@ -437,6 +442,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	[[ $(pid_of "$ID") == "$pid" ]]
 }
 
+# bats test_tags=short
 @test "systemd of a restored guest does its work" {
 	local before
 	restored
@@ -558,6 +564,7 @@ is_frozen() {
 	assert_whole
 }
 
+# bats test_tags=short
 @test "many cycles in a row lose nothing, with one connection open all the time" {
 	local i init
 	talk
@@ -681,6 +688,7 @@ is_frozen() {
 
 ### The end
 
+# bats test_tags=short
 @test "a restored guest shuts down in order and is deleted" {
 	local log=$BUNDLE/rootfs/var/lib/vzcount/log
 	restored

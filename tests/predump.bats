@@ -4,6 +4,8 @@
 # Suites use what `run` sets.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154
 
+# bats file_tags=short
+
 load helpers
 load app
 

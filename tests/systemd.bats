@@ -5,6 +5,8 @@
 # what `run` sets.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154
 
+# bats file_tags=short
+
 load helpers
 load app
 

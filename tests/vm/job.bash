@@ -22,8 +22,8 @@ make_job() {
 		export GO=/var/lib/vzjob/go RESULTS=/var/lib/vzjob/results
 		export PATH=/var/lib/vzjob/tree:$PATH
 	END
-	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q\n' \
-		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" "${VZ_CYCLES:-}" >>"$dir/env"
+	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q VZ_TAGS=%q VZ_FULL=%q\n' \
+		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" "${VZ_CYCLES:-}" "${VZ_TAGS:-}" "${VZ_FULL:-}" >>"$dir/env"
 }
 
 # build_commands NEW builds the programs of the tests, as there is no Go in a VM:

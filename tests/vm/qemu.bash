@@ -5,6 +5,8 @@
 
 qemu_suite=trixie
 qemu_packages=(qemu-system-x86 qemu-system-data qemu-utils seabios libc-bin)
+machine_type=pc,vmport=off
+processor=max
 
 # require_qemu: Debian 12's QEMU makes guests oops under TCG, so one suite's is
 # used everywhere, started by its own loader. Sets ${qemu[@]} and ${qemu_img[@]}.
@@ -41,9 +43,14 @@ find_accelerator() {
 	fi
 }
 
-# accelerates NAME fails if QEMU cannot use it, and prints why.
+# accelerates NAME fails if QEMU cannot use it, and prints why. It makes a machine
+# with the processor that a VM will have, and stops before its first instruction:
+# a KVM that is there may still not be able to give its guests that one.
 accelerates() {
-	{ echo quit | timeout 20 "${qemu[@]}" -machine none -accel "$1" -nodefaults -display none -monitor stdio >/dev/null; } 2>&1
+	{
+		echo quit | timeout 20 "${qemu[@]}" -machine "$machine_type" -accel "$1" -cpu "$processor" -m 64 -S \
+			-nodefaults -display none -monitor stdio >/dev/null
+	} 2>&1
 }
 
 # machine IMAGE DISK JOB sets ${machine[@]}, QEMU's arguments for what all VMs of
@@ -54,7 +61,7 @@ machine() {
 	local image=$1 disk=$2 job=$3
 	machine=(
 		-name vzrun-vm -nodefaults -no-user-config -display none -no-reboot
-		-machine pc,vmport=off -accel "$accelerator" -cpu max -smp "$cpus" -m "$memory"
+		-machine "$machine_type" -accel "$accelerator" -cpu "$processor" -smp "$cpus" -m "$memory"
 		-kernel "$image/vmlinuz" -initrd "$image/initrd"
 		-append "console=ttyS0 net.ifnames=0 panic=-1 no_timer_check loglevel=5 mitigations=off audit=0 random.trust_cpu=on systemd.show_status=0"
 		-drive "if=none,id=root,format=qcow2,cache=unsafe,$disk"
