@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"syscall"
 	"unsafe"
@@ -11,9 +12,13 @@ import (
 	"github.com/vzrun/vzrun/libvz"
 )
 
+// errLeft says that the user has left a guest that goes on.
+var errLeft = errors.New("left the console")
+
 // attach stays with a process until it ends and returns its exit code. Signals
-// that we get are the process's.
-func (g *guestIO) attach(p *libvz.Process) (int, error) {
+// that we get are the process's. If the user leaves the guest's console, errLeft
+// is returned.
+func (g *guestIO) attach(l *launch, p *libvz.Process) (int, error) {
 	type end struct {
 		code int
 		err  error
@@ -27,12 +32,17 @@ func (g *guestIO) attach(p *libvz.Process) (int, error) {
 		select {
 		case e := <-ended:
 			return e.code, e.err
+		case <-g.escaped:
+			if err := g.leaveConsole(l); err != nil {
+				return 0, err
+			}
+			return 0, errLeft
 		case s := <-g.signals:
 			switch s {
 			case unix.SIGCHLD:
 				reapOrphans(p.Pid())
 			case unix.SIGWINCH:
-				g.terminal.resize()
+				g.resize()
 			default:
 				forward(s, p)
 			}

@@ -16,7 +16,7 @@ func createCommand() *cli.Command {
 		ArgsUsage: "<container-id>",
 		Flags: []cli.Flag{
 			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), pidFileFlag(),
-			noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
+			noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(), consoleFlag(),
 		},
 		Action: create,
 	}
@@ -28,6 +28,9 @@ func create(c *cli.Context) error {
 	}
 	l := newLaunch(c)
 	l.detach = true
+	if err := l.readConsoleFlags(c); err != nil {
+		return err
+	}
 	ct, g, err := l.createContainer(c)
 	if err != nil {
 		return err
@@ -50,9 +53,13 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 	if err != nil {
 		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
 	}
-	g, err := l.openIO(spec.Process.Terminal)
+	held := l.holdsConsole(spec)
+	g, err := l.openIO(spec.Process.Terminal, held)
 	if err != nil {
 		return nil, nil, err
+	}
+	if held {
+		adoptTerminal(spec, g.terminal)
 	}
 	host, err := openHost(c)
 	if err != nil {
@@ -75,5 +82,6 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 		g.close()
 		return nil, nil, err
 	}
+	g.container = ct
 	return ct, g, nil
 }

@@ -74,7 +74,7 @@ func execProcess(c *cli.Context) (int, error) {
 
 // exec is what exec and enter share.
 func (l *launch) exec(c *cli.Context, ct *libvz.Container, o libvz.ExecOptions) (int, error) {
-	g, err := l.openIO(o.Process.Terminal)
+	g, err := l.openIO(o.Process.Terminal, false)
 	if err != nil {
 		return 0, err
 	}

@@ -26,6 +26,10 @@ type launch struct {
 	pidfdSocket   string // gets a pidfd of the process
 	preserveFDs   int    // so many of our descriptors from 3 on go to the process
 	activation    bool   // sockets that systemd opened for us go to the process, too
+
+	console bool          // hold a console for the guest
+	escape  *libvz.Escape // what ends being attached to it
+	root    string        // the state directory, for who holds it later
 }
 
 // Which of the flags a verb has differs, their names do not.
@@ -80,17 +84,19 @@ func noNewKeyringFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-new-keyring", Usage: "inherit the caller's session keyring"}
 }
 
-// check holds the flags against the process's wish for a terminal.
-func (l *launch) check(terminal bool) error {
+// check holds the flags against the process's wish for a terminal, which vzrun
+// itself may hold.
+func (l *launch) check(terminal, held bool) error {
 	fail := func(msg, hint string) error {
 		return &libvz.Error{Op: l.verb, ID: l.id, Err: fmt.Errorf("%s", msg), Hint: hint}
 	}
 	switch {
 	case l.preserveFDs < 0:
 		return &usageError{msg: l.verb + ": --preserve-fds must not be negative"}
+	case held:
 	case l.detach && terminal && l.consoleSocket == "":
 		return fail("the process wants a terminal and nobody would hold it",
-			"give --console-socket, or set process.terminal to false in config.json")
+			"give --console-socket, or --console to hold it, or set process.terminal to false in config.json")
 	case l.consoleSocket != "" && !terminal:
 		return fail("--console-socket was given and the process wants no terminal",
 			"leave out --console-socket, or ask for a terminal (process.terminal in config.json, exec --tty)")
@@ -167,7 +173,7 @@ func (l *launch) writePidFile(pid int) error {
 // tend sees a new process to the end of what the verb promises: started, its
 // pid written down and, unless detached, over. It returns the exit code.
 func (l *launch) tend(g *guestIO, p *libvz.Process, start func() error) (int, error) {
-	if err := g.handOver(); err != nil {
+	if err := g.handOver(l); err != nil {
 		return 0, err
 	}
 	if err := start(); err != nil {
@@ -179,7 +185,7 @@ func (l *launch) tend(g *guestIO, p *libvz.Process, start func() error) (int, er
 	if l.detach {
 		return 0, nil
 	}
-	return g.attach(p)
+	return g.attach(l, p)
 }
 
 // discard removes a container whose time is over. There is an error or an exit

@@ -86,6 +86,7 @@ func verbs() []*cli.Command {
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
 		resumeCommand(), specCommand(), featuresCommand(), checkpointCommand(),
 		restoreCommand(), updateCommand(), eventsCommand(), readyCommand(), stopCommand(), enterCommand(),
+		consoleCommand(), logsCommand(), holdConsoleCommand(),
 	}
 }
 

@@ -184,7 +184,7 @@ func TestLaunchCheck(t *testing.T) {
 		{"socket while attached", launch{consoleSocket: "s"}, true, false},
 		{"negative descriptors", launch{preserveFDs: -1}, false, false},
 	} {
-		if err := test.launch.check(test.terminal); (err == nil) != test.ok {
+		if err := test.launch.check(test.terminal, false); (err == nil) != test.ok {
 			t.Errorf("%s: %v", test.name, err)
 		}
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -17,7 +19,7 @@ func restoreCommand() *cli.Command {
 		Usage:     "bring a container back from image files",
 		ArgsUsage: "<container-id>",
 		Flags: slices.Concat([]cli.Flag{bundleFlag()}, imageFlags(), []cli.Flag{
-			consoleSocketFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
+			consoleSocketFlag(), consoleFlag(), escapeFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
 			&cli.StringSliceFlag{Name: "veth", Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
 			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
@@ -38,12 +40,18 @@ func restore(c *cli.Context) error {
 	}
 	l := newLaunch(c)
 	l.activation = false // the images hold the sockets
+	if err := l.readConsoleFlags(c); err != nil {
+		return err
+	}
 	ct, g, err := l.restoreContainer(c)
 	if err != nil {
 		return err
 	}
 	defer g.close()
 	code, err := l.tend(g, ct.Init(), func() error { return nil })
+	if errors.Is(err, errLeft) {
+		return nil
+	}
 	if err != nil {
 		discard(c.Context, ct)
 		return err
@@ -64,9 +72,14 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 	if err != nil {
 		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
 	}
-	g, err := l.openIO(spec.Process.Terminal)
+	held := l.holdsConsole(spec)
+	g, err := l.openIO(spec.Process.Terminal, held)
 	if err != nil {
 		return nil, nil, err
+	}
+	if held {
+		// The images may be of a guest without a console.
+		g.Stdin, g.Stdout, g.Stderr = os.Stdin, os.Stdout, os.Stderr
 	}
 	o.Stdio, o.Spec = g.Stdio, spec
 	ct, stats, err := l.restoreWithProgress(c, bundle, images, o)
@@ -80,6 +93,7 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 			logrus.Warnf("restore: statistics: %v", err)
 		}
 	}
+	g.container = ct
 	return ct, g, nil
 }
 

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/urfave/cli/v2"
 )
 
@@ -13,6 +15,7 @@ func runCommand() *cli.Command {
 			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), detachFlag(),
 			&cli.BoolFlag{Name: "keep", Usage: "do not delete the container when it ends"},
 			pidFileFlag(), noSubreaperFlag(), noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
+			consoleFlag(), escapeFlag(),
 		},
 		Action: run,
 	}
@@ -23,6 +26,9 @@ func run(c *cli.Context) error {
 		return err
 	}
 	l := newLaunch(c)
+	if err := l.readConsoleFlags(c); err != nil {
+		return err
+	}
 	ct, g, err := l.createContainer(c)
 	if err != nil {
 		return err
@@ -40,6 +46,9 @@ func run(c *cli.Context) error {
 		}
 		return ct.Start(c.Context)
 	})
+	if errors.Is(err, errLeft) {
+		return nil
+	}
 	if err != nil {
 		discard(c.Context, ct)
 		return err

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"
@@ -16,12 +18,20 @@ type guestIO struct {
 	receiver *os.File       // where the master of the terminal arrives
 	terminal *terminal      // nil unless the process's terminal is shown on ours
 	signals  chan os.Signal // nil unless we stay attached
+
+	// Of a console that vzrun holds:
+	held      bool
+	container *libvz.Container // whose it is
+	console   *libvz.Console   // nil until it is there, and when it is over
+	escape    *libvz.Escape
+	escaped   chan struct{} // closed when the user wants to leave; nil = never
 }
 
 // openIO prepares what the process gets. It comes before the container is made,
-// so that a bad socket or a missing terminal leaves nothing behind.
-func (l *launch) openIO(terminal bool) (_ *guestIO, err error) {
-	if err := l.check(terminal); err != nil {
+// so that a bad socket or a missing terminal leaves nothing behind. terminal is
+// the process's wish for one; held, that vzrun holds it as the guest's console.
+func (l *launch) openIO(terminal, held bool) (_ *guestIO, err error) {
+	if err := l.check(terminal, held); err != nil {
 		return nil, err
 	}
 	g := &guestIO{}
@@ -40,6 +50,10 @@ func (l *launch) openIO(terminal bool) (_ *guestIO, err error) {
 		}
 	}
 	switch {
+	case held:
+		if err = g.openConsole(l); err != nil {
+			return nil, err
+		}
 	case !terminal:
 		g.Stdin, g.Stdout, g.Stderr = os.Stdin, os.Stdout, os.Stderr
 	case l.detach:
@@ -77,11 +91,16 @@ func (g *guestIO) openTerminal(l *launch) error {
 			Hint: "run it from a terminal, or with --detach and --console-socket, or set process.terminal to false",
 		}
 	}
+	g.terminal = t
+	return g.expectTerminal()
+}
+
+// expectTerminal makes the sockets on which the guest's terminal arrives.
+func (g *guestIO) expectTerminal() error {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
 	}
-	g.terminal = t
 	g.receiver = os.NewFile(uintptr(ends[0]), "console receiver")
 	g.ConsoleSocket = os.NewFile(uintptr(ends[1]), "console sender")
 	g.handedOn = append(g.handedOn, g.ConsoleSocket)
@@ -90,14 +109,23 @@ func (g *guestIO) openTerminal(l *launch) error {
 
 // handOver is called once the process exists: it closes our copies, so that the
 // process's peers see it close them, and takes over its terminal.
-func (g *guestIO) handOver() error {
+func (g *guestIO) handOver(l *launch) error {
 	g.closeHandedOn()
-	if g.terminal == nil {
+	if g.receiver == nil {
 		return nil
 	}
 	master, err := receiveFile(g.receiver)
+	if g.held && errors.Is(err, errNoTerminal) {
+		// Restored from images of a guest that had none.
+		logrus.Warnf("%s %s: the guest has no console", l.verb, l.id)
+		g.held = false
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("console: %w", err)
+	}
+	if g.held {
+		return g.hold(l, master)
 	}
 	return g.terminal.join(master)
 }
@@ -114,6 +142,10 @@ func (g *guestIO) close() {
 	g.closeHandedOn()
 	if g.receiver != nil {
 		g.receiver.Close()
+	}
+	if g.console != nil {
+		g.console.Close()
+		g.console = nil
 	}
 	if g.terminal != nil {
 		g.terminal.leave()
@@ -132,6 +164,8 @@ func connectUnix(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+var errNoTerminal = errors.New("the process sent no terminal")
+
 // receiveFile takes the one descriptor that a message on a socket carries.
 func receiveFile(socket *os.File) (*os.File, error) {
 	name := make([]byte, 4096)
@@ -149,11 +183,11 @@ func receiveFile(socket *os.File) (*os.File, error) {
 	}
 	messages, err := unix.ParseSocketControlMessage(rights[:used])
 	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("the process sent no terminal")
+		return nil, errNoTerminal
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("the process sent no terminal")
+		return nil, errNoTerminal
 	}
 	// Its mode is shared with the sender; whoever reads it sets its own.
 	if err := unix.SetNonblock(fds[0], false); err != nil {

@@ -235,6 +235,11 @@ func (r *revival) sendTerminal(master *os.File) error {
 	if master == nil {
 		return errors.New("criu sent no terminal")
 	}
+	if socket == nil && IsSystem(r.spec) {
+		// As if its holder had been killed: a guest lives without a console.
+		r.host.warn(r.id, "the guest's console is hung up, as nobody holds it: restore with --console keeps it")
+		return nil
+	}
 	if socket == nil {
 		return withHint("use --console-socket, or restore in the foreground", "the container has a terminal and nobody is there to take it")
 	}

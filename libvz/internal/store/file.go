@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -111,17 +112,27 @@ func removeAt(parent int, name string) error {
 	}
 	d := os.NewFile(uintptr(fd), name)
 	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := removeAt(fd, n); err != nil {
+	// Who holds a console may add a file to its log meanwhile, once or twice.
+	for range 3 {
+		if _, err = d.Seek(0, io.SeekStart); err != nil {
 			return err
 		}
+		names, err := d.Readdirnames(-1)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := removeAt(fd, n); err != nil {
+				return err
+			}
+		}
+		err = unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("rmdir %s: %w", name, err)
+		}
 	}
-	if err := unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("rmdir %s: %w", name, err)
-	}
-	return nil
+	return fmt.Errorf("rmdir %s: %w", name, unix.ENOTEMPTY)
 }
