@@ -60,6 +60,11 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 	}
 	if held {
 		adoptTerminal(spec, g.terminal)
+	} else if l.detach && libvz.IsSystem(spec) && !spec.Process.Terminal {
+		if err := g.keepOutput(); err != nil {
+			g.close()
+			return nil, nil, err
+		}
 	}
 	host, err := openHost(c)
 	if err != nil {

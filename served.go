@@ -182,6 +182,46 @@ func (g *guestIO) leaveConsole(l *launch) error {
 	return nil
 }
 
+// keepOutput is for a detached guest that nobody listens to: what would go to
+// our terminal, which is not the guest's, or to /dev/null is kept for vzrun logs.
+func (g *guestIO) keepOutput() error {
+	if isTerminal(os.Stdin) {
+		g.Stdin = nil
+	}
+	out, err := nobodyListens(os.Stdout)
+	if err != nil {
+		return err
+	}
+	errs, err := nobodyListens(os.Stderr)
+	if err != nil || !out && !errs {
+		return err
+	}
+	kept, err := libvz.NewKeptOutput()
+	if err != nil {
+		return err
+	}
+	g.handedOn = append(g.handedOn, kept)
+	if out {
+		g.Stdout = kept
+	}
+	if errs {
+		g.Stderr = kept
+	}
+	return nil
+}
+
+func nobodyListens(f *os.File) (bool, error) {
+	if isTerminal(f) {
+		return true, nil
+	}
+	null, err := os.Stat(os.DevNull)
+	if err != nil {
+		return false, err
+	}
+	st, err := f.Stat()
+	return err == nil && os.SameFile(st, null), err
+}
+
 // holderVerb is what leaveHolder runs.
 const holderVerb = "hold-console"
 

@@ -113,9 +113,16 @@ type LogOptions struct {
 	Follow bool
 }
 
-// CopyLog writes to w what is kept of the console's output: the newest 128 KiB
-// at least, and 256 KiB at most. It may be read when the container is stopped,
-// too. What a guest writes is hostile: see CleanOutput.
+// CopyLog writes to w what the guest had to say, from the first of these that
+// there is:
+//
+//   - what the holder of its console keeps, the newest 128 to 256 KiB; also when
+//     the container is stopped
+//   - what its init wrote to its standard output, where NewKeptOutput was that;
+//     as long as the init has it open
+//   - the journal since its boot, where its init is systemd and it is running
+//
+// What a guest writes is hostile: see CleanOutput.
 func (c *Container) CopyLog(ctx context.Context, w io.Writer, o LogOptions) error {
 	return fail("logs", c.id, c.copyLog(ctx, w, o))
 }
@@ -123,27 +130,48 @@ func (c *Container) CopyLog(ctx context.Context, w io.Writer, o LogOptions) erro
 func (c *Container) copyLog(ctx context.Context, w io.Writer, o LogOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if o.Follow {
-		init, err := c.initPidfd()
-		switch {
-		case errors.Is(err, ErrStatus):
-			o.Follow = false // there will be no more
-		case err != nil:
-			return err
-		default:
-			defer init.Close()
-			go func() {
-				c.awaitLastOutput(ctx, init)
-				cancel()
-			}()
-		}
+	init, err := c.initPidfd()
+	stopped := errors.Is(err, ErrStatus)
+	if err != nil && !stopped {
+		return err
 	}
-	err := console.CopyLog(ctx, w, c.dir(), o.Lines, o.Follow)
+	if stopped {
+		o.Follow = false // there will be no more
+	} else {
+		defer init.Close()
+	}
+	if o.Follow {
+		go func() {
+			c.awaitLastOutput(ctx, init)
+			cancel()
+		}()
+	}
+	err = console.CopyLog(ctx, w, c.dir(), o.Lines, o.Follow)
+	if errors.Is(err, fs.ErrNotExist) && !stopped {
+		err = c.copyKept(ctx, w, init, o)
+	}
+	if errors.Is(err, fs.ErrNotExist) && !stopped && c.keepsJournal() {
+		return c.copyJournal(ctx, w, o)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return withHint(c.logHint(), "no output of it is kept")
+		return withHint("run --console keeps what the guest writes to its console", "no output of it is kept")
 	}
 	return err
 }
+
+func (c *Container) copyKept(ctx context.Context, w io.Writer, init *os.File, o LogOptions) error {
+	kept, err := console.OpenKept(init)
+	if err != nil {
+		return err
+	}
+	defer kept.Close()
+	return console.CopyKept(ctx, w, kept, o.Lines, o.Follow)
+}
+
+// NewKeptOutput returns a file to be the standard output of a detached
+// container: it keeps the first 256 KiB for CopyLog. The rest is refused, so that
+// a guest cannot fill the host's memory.
+func NewKeptOutput() (*os.File, error) { return console.NewKept() }
 
 // awaitLastOutput blocks until all that there will be is in the log: a holder
 // says so, after it has read what the guest wrote before its end.
@@ -155,9 +183,4 @@ func (c *Container) awaitLastOutput(ctx context.Context, init *os.File) {
 		holder.Close()
 	}
 	waitPidfd(ctx, int(init.Fd())) //nolint:errcheck // ctx ended
-}
-
-// logHint says where output is that nobody keeps.
-func (c *Container) logHint() string {
-	return fmt.Sprintf("look into the guest's own log: vzrun exec %s journalctl --boot; run --console keeps the console's output", c.id)
 }
