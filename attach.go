@@ -43,6 +43,15 @@ func (g *guestIO) attach(l *launch, p *libvz.Process) (int, error) {
 				reapOrphans(p.Pid())
 			case unix.SIGWINCH:
 				g.resize()
+			case unix.SIGHUP:
+				// Our terminal has gone, not the guest's.
+				if g.console != nil && g.terminal != nil {
+					if err := g.leaveConsole(l); err != nil {
+						return 0, err
+					}
+					return 0, errLeft
+				}
+				forward(s, p)
 			default:
 				forward(s, p)
 			}

@@ -28,7 +28,7 @@ func logs(c *cli.Context) error {
 	}
 	lines := c.Int("tail")
 	if lines < 0 && c.IsSet("tail") {
-		return &usageError{msg: "logs: --tail must not be negative"}
+		return &usageError{msg: "logs: --tail must not be negative", hint: "without --tail, all that is kept is printed"}
 	}
 	ct, err := loadContainer(c)
 	if err != nil {

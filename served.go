@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	osexec "os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -32,7 +34,7 @@ func escapeFlag() cli.Flag {
 func (l *launch) readConsoleFlags(c *cli.Context) (err error) {
 	l.console, l.root = c.Bool("console"), c.String("root")
 	if l.console && l.consoleSocket != "" {
-		return &usageError{msg: l.verb + ": --console and --console-socket exclude each other"}
+		return &usageError{msg: l.verb + ": --console and --console-socket exclude each other", hint: "with --console vzrun holds the terminal itself"}
 	}
 	if l.detach && !c.IsSet("escape") {
 		return nil // nobody is attached
@@ -44,7 +46,7 @@ func (l *launch) readConsoleFlags(c *cli.Context) (err error) {
 func parseEscape(c *cli.Context) (*libvz.Escape, error) {
 	escape, err := libvz.ParseEscape(c.String("escape"))
 	if err != nil {
-		return nil, &usageError{msg: c.Command.Name + ": --escape: " + err.Error()}
+		return nil, &usageError{msg: c.Command.Name + ": --escape: " + err.Error(), hint: "^] is Ctrl-], ^a is Ctrl-a"}
 	}
 	return escape, nil
 }
@@ -275,14 +277,12 @@ func holdConsole(c *cli.Context) error {
 	}
 	syscall.CloseOnExec(3)
 	syscall.CloseOnExec(4)
-	caught := catchSignals() // what was meant for the caller's session
-	go func() {
-		for range caught { //nolint:revive // see above
-		}
-	}()
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT) // meant for the caller's session
+	ctx, cancel := signal.NotifyContext(c.Context, unix.SIGTERM)
+	defer cancel()
 	ct, err := loadContainer(c)
 	if err == nil {
-		err = ct.HoldConsole(c.Context, master, func() {
+		err = ct.HoldConsole(ctx, master, func() {
 			answer.WriteString(holderReady) //nolint:errcheck // the caller may have been killed
 			answer.Close()
 		})

@@ -147,7 +147,7 @@ func (c *Container) copyLog(ctx context.Context, w io.Writer, o LogOptions) erro
 		}()
 	}
 	err = console.CopyLog(ctx, w, c.dir(), o.Lines, o.Follow)
-	if errors.Is(err, fs.ErrNotExist) && !stopped {
+	if errors.Is(err, fs.ErrNotExist) && !stopped && c.guestInit() != "" {
 		err = c.copyKept(ctx, w, init, o)
 	}
 	if errors.Is(err, fs.ErrNotExist) && !stopped && c.keepsJournal() {

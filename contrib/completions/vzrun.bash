@@ -9,11 +9,11 @@ _vzrun_valued=' --root --log --log-format --criu --rootless --bundle -b
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
- --interval '
+ --interval --escape --tail -n '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
-_vzrun_verbs='checkpoint create delete enter events exec features help kill list
- pause ps ready restore resume run spec start state stop update'
+_vzrun_verbs='checkpoint console create delete enter events exec features help kill list
+ logs pause ps ready restore resume run spec start state stop update'
 
 _vzrun_flags() {
 	local images='--image-path --work-path --tcp-established --ext-unix-sk
@@ -21,13 +21,15 @@ _vzrun_flags() {
 	local launch='--bundle --console-socket --pid-file --no-pivot'
 	case $1 in
 	'') echo '--root --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
-	create) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds" ;;
-	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper" ;;
-	restore) echo "$launch $images --detach --no-subreaper --veth" ;;
+	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds" ;;
+	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape" ;;
+	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
 		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
 		--preserve-fds --cgroup --ignore-paused' ;;
+	console) echo '--escape' ;;
+	logs) echo '--follow --tail' ;;
 	events) echo '--interval --stats' ;;
 	update) echo '--resources --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
 		--cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
