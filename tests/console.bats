@@ -31,6 +31,7 @@ teardown_file() {
 
 setup() {
 	VZ_SPAWNED=()
+	VZ=("$VZRUN" --root "$VZ_ROOT") # not the function: it is run by others
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"
 }
@@ -72,8 +73,6 @@ dialogue_end() { # PID NAME
 	return "$code"
 }
 
-vzrun_at() { echo "$VZRUN" --root "$VZ_ROOT" "$@"; }
-
 boot_held() {
 	[[ -e $VZ_ROOT/$ID/console.sock ]] && has_status "$ID" running && return
 	vz delete --force "$ID"
@@ -96,7 +95,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 ### A terminal of one's own
 
 @test "run from a terminal is the guest's console: a login works, its size follows ours" {
-	TERM=xterm-256color dialogue $(vzrun_at run --bundle "$BUNDLE" "$ID") <<-'END'
+	TERM=xterm-256color dialogue "${VZ[@]}" run --bundle "$BUNDLE" "$ID" <<-'END'
 		expect Debian
 		expect login:
 		send root\r
@@ -128,7 +127,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 @test "console attaches to it again: the prompt is there at once, the escape leaves it" {
 	boot_held
 	write_console 'prompt> '
-	dialogue $(vzrun_at console "$ID") <<-'END'
+	dialogue "${VZ[@]}" console "$ID" <<-'END'
 		expect three times within a second
 		expect prompt> $
 		send \r
@@ -137,7 +136,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 		end
 	END
 	# Another key; the usual one is the guest's then.
-	dialogue $(vzrun_at console --escape ^a "$ID") <<-'END'
+	dialogue "${VZ[@]}" console --escape ^a "$ID" <<-'END'
 		expect \^a three times
 		send \r
 		expect login:
@@ -151,7 +150,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 @test "two clients see the same, and each other's typing" {
 	local one two
 	boot_held
-	dialogue_begin one $(vzrun_at console "$ID") <<-'END'
+	dialogue_begin one "${VZ[@]}" console "$ID" <<-'END'
 		expect leaves it
 		send \r
 		expect login:
@@ -162,7 +161,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	END
 	one=$SPAWNED
 	wait_line "$T/one" one-was-here
-	dialogue_begin two $(vzrun_at console "$ID") <<-'END'
+	dialogue_begin two "${VZ[@]}" console "$ID" <<-'END'
 		expect one-was-here
 		send two-was-here
 		expect two-was-here
@@ -177,9 +176,9 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 @test "a client that hangs, or vanishes, delays neither the guest nor others" {
 	local hung gone
 	boot_held
-	spawn "$T/hung" $(vzrun_at console "$ID")
+	spawn "$T/hung" "${VZ[@]}" console "$ID"
 	hung=$SPAWNED
-	spawn "$T/gone" $(vzrun_at console "$ID")
+	spawn "$T/gone" "${VZ[@]}" console "$ID"
 	gone=$SPAWNED
 	write_console 'both see this\n'
 	wait_line "$T/hung" 'both see this'
@@ -190,7 +189,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	guest "$ID" sh -c 'head -c 8000000 /dev/zero | tr "\0" x | fold >/dev/console; echo flood over >/dev/console'
 	run -0 vz logs --tail 1 "$ID"
 	[[ $output == "flood over"* ]]
-	spawn "$T/third" $(vzrun_at console "$ID")
+	spawn "$T/third" "${VZ[@]}" console "$ID"
 	write_console 'a third sees this\n'
 	wait_line "$T/third" 'a third sees this'
 	kill -CONT "$hung"
@@ -218,11 +217,11 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	write_console 'one\ntwo\nthree\n'
 	run -0 vz logs --tail 2 "$ID"
 	[[ ${output//$'\r'/} == two$'\n'three ]]
-	spawn "$T/follow" $(vzrun_at logs --follow --tail 0 "$ID")
+	spawn "$T/follow" "${VZ[@]}" logs --follow --tail 0 "$ID"
 	wait_until 10 eval "ls -l /proc/$SPAWNED/fd | grep -q inotify"
 	write_console 'four\n'
 	wait_line "$T/follow" four
-	! grep -q three "$T/follow"
+	run ! grep -q three "$T/follow"
 	vz stop --timeout 60s "$ID"
 	wait "$SPAWNED"
 	[[ -z $(processes) ]]
@@ -240,9 +239,9 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	write_console 'a\033]0;title\007b\033[31mred\033[0m\033[2J\n'
 	vz logs --tail 1 "$ID" >"$T/raw"
 	grep -q $'\x1b]0;title\x07' "$T/raw"
-	dialogue $(vzrun_at logs --tail 1 "$ID") <<<'end'
+	dialogue "${VZ[@]}" logs --tail 1 "$ID" <<<'end'
 	grep -q $'ab\x1b\\[31mred\x1b\\[0m' "$T/dialogue"
-	! grep -q -e title -e $'\x1b\\[2J' "$T/dialogue"
+	run ! grep -q -e title -e $'\x1b\\[2J' "$T/dialogue"
 }
 
 ### Checkpoint, restore
@@ -254,7 +253,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	assert_nothing_left
 	vz restore --detach --console --bundle "$BUNDLE" --image-path "$T/images" "$ID" </dev/null >"$T/restore" 2>&1 3>&-
 	[[ ! -s $T/restore ]]
-	dialogue $(vzrun_at console "$ID") <<-'END'
+	dialogue "${VZ[@]}" console "$ID" <<-'END'
 		expect leaves it
 		send \r
 		expect login:
@@ -304,7 +303,7 @@ little_bundle() {
 	[[ $(vz logs "$id") == booted$'\n'"to stderr" ]]
 	[[ $(vz logs --tail 1 "$id") == "to stderr" ]]
 	fails 1 'nobody holds a console' vz console "$id"
-	spawn "$T/follow" $(vzrun_at logs --follow "$id")
+	spawn "$T/follow" "${VZ[@]}" logs --follow "$id"
 	guest "$id" sh -c 'echo from exec >>/proc/1/fd/1 || echo from exec >/proc/1/fd/1' || true
 	# Its root writes as much as it likes.
 	pid=$(pid_of "$id")
@@ -329,7 +328,7 @@ little_bundle() {
 		false
 	}
 	[[ $(vz logs "$id") == booted$'\n'"to stderr" ]]
-	spawn "$T/follow" $(vzrun_at logs --follow "$id")
+	spawn "$T/follow" "${VZ[@]}" logs --follow "$id"
 	wait_line "$T/follow" 'to stderr'
 	vz kill "$id" TERM
 	wait "$SPAWNED"
@@ -347,7 +346,7 @@ little_bundle() {
 	run -0 vz logs "$id"
 	[[ $output == *"Started nginx.service"* || $output == *"nginx.service"* ]]
 	[[ $(vz logs --tail 3 "$id" | wc -l) == 3 ]]
-	spawn "$T/follow" $(vzrun_at logs --follow --tail 0 "$id")
+	spawn "$T/follow" "${VZ[@]}" logs --follow --tail 0 "$id"
 	wait_until 20 eval '[[ $(vz ps --format json "$id" | jq length) -gt 0 ]] && pgrep -f "journalctl --boot.*--follow" >/dev/null'
 	guest "$id" sh -c 'echo "a new entry" | systemd-cat'
 	wait_line "$T/follow" 'a new entry'
@@ -378,12 +377,12 @@ little_bundle() {
 	local run
 	boot_held
 	vz delete --force "$ID"
-	spawn "$T/journal" $(vzrun_at run --console --bundle "$BUNDLE" "$ID")
+	spawn "$T/journal" "${VZ[@]}" run --console --bundle "$BUNDLE" "$ID"
 	run=$SPAWNED
 	wait_line "$T/journal" '^Welcome to .*Debian'
 	wait_line "$T/journal" 'login: ?$'
-	! grep -q -e $'\r' -e $'\x1b' "$T/journal"
-	dialogue $(vzrun_at console "$ID") <<-'END'
+	run ! grep -q -e $'\r' -e $'\x1b' "$T/journal"
+	dialogue "${VZ[@]}" console "$ID" <<-'END'
 		expect login:
 		send \x1d\x1d\x1d
 		end

@@ -306,6 +306,13 @@ func openGuest(t *testing.T, path string) *os.File {
 	return s
 }
 
+func say(t *testing.T, to *os.File, text string) {
+	t.Helper()
+	if _, err := to.WriteString(text); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // screen is a client's output.
 type screen struct {
 	mu   sync.Mutex
@@ -371,7 +378,7 @@ func TestServer(t *testing.T) {
 	s, dir := serve(t, master)
 	local := newScreen()
 	s.Attach(local)
-	slave.WriteString("hello\nlogin: ")
+	say(t, slave, "hello\nlogin: ")
 	local.await(t, "login: ")
 
 	// Who comes later sees the prompt, and only that.
@@ -389,7 +396,7 @@ func TestServer(t *testing.T) {
 	if n, err := slave.Read(typed); err != nil || string(typed[:n]) != "root\n" {
 		t.Errorf("the guest read %q, %v", typed[:n], err)
 	}
-	slave.WriteString("welcome\n")
+	say(t, slave, "welcome\n")
 	for _, view := range []*screen{local, oneView, twoView} {
 		view.await(t, "welcome\n")
 	}
@@ -403,7 +410,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("size %+v, %v", ws, err)
 	}
 
-	slave.WriteString("goodbye\n")
+	say(t, slave, "goodbye\n")
 	slave.Close()
 	s.Close()
 	for _, end := range []chan error{oneEnd, twoEnd} {
@@ -427,7 +434,7 @@ func TestServerOutlivesHangups(t *testing.T) {
 	path := slave.Name()
 	s, dir := serve(t, master)
 	_, view, _ := dial(t, dir)
-	slave.WriteString("one\n")
+	say(t, slave, "one\n")
 	slave.Close()
 	view.await(t, "one\n")
 	for i := range 3 {
@@ -440,7 +447,7 @@ func TestServerOutlivesHangups(t *testing.T) {
 	s.peer.Close() // what vhangup(2) comes to: nobody has it open
 	s.mu.Unlock()
 	slave = openGuest(t, path)
-	slave.WriteString("after it\n")
+	say(t, slave, "after it\n")
 	view.await(t, "after it\n")
 	slave.Close()
 	s.Close()
@@ -462,11 +469,11 @@ func TestSlowClient(t *testing.T) {
 		}
 	}
 	_, view, _ := dial(t, dir)
-	slave.WriteString("it lives\n")
+	say(t, slave, "it lives\n")
 	view.await(t, "it lives\n")
 	// It reads at last, and is told that it missed something.
 	late := newScreen()
-	go slow.CopyTo(late)
+	go slow.CopyTo(late) //nolint:errcheck // it is closed
 	late.await(t, "bytes of output skipped]")
 	slow.Close()
 	slave.Close()
@@ -478,7 +485,7 @@ func TestDeafGuest(t *testing.T) {
 	master, slave := guest(t)
 	tio, _ := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
 	tio.Lflag &^= unix.ICANON
-	unix.IoctlSetTermios(int(slave.Fd()), unix.TCSETS, tio)
+	unix.IoctlSetTermios(int(slave.Fd()), unix.TCSETS, tio) //nolint:errcheck // then it reads lines, and less is tested
 	s, dir := serve(t, master)
 	typist, _, _ := dial(t, dir)
 	go func() {
@@ -487,7 +494,7 @@ func TestDeafGuest(t *testing.T) {
 		}
 	}()
 	_, view, _ := dial(t, dir)
-	slave.WriteString("busy\n")
+	say(t, slave, "busy\n")
 	view.await(t, "busy\n")
 	typist.Close()
 	slave.Close()
@@ -498,7 +505,7 @@ func TestRelease(t *testing.T) {
 	master, slave := guest(t)
 	s, dir := serve(t, master)
 	_, view, end := dial(t, dir)
-	slave.WriteString("before\n")
+	say(t, slave, "before\n")
 	view.await(t, "before\n")
 	master, err := s.Release()
 	if err != nil {
@@ -507,13 +514,13 @@ func TestRelease(t *testing.T) {
 	if err := <-end; !errors.Is(err, ErrLeft) {
 		t.Errorf("a client ended with %v", err)
 	}
-	slave.WriteString("between\n")
+	say(t, slave, "between\n")
 	s, err = Serve(master, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, view, _ = dial(t, dir)
-	slave.WriteString("after")
+	say(t, slave, "after")
 	view.await(t, "after")
 	slave.Close()
 	s.Close()
@@ -531,7 +538,7 @@ func TestTooManyClients(t *testing.T) {
 		_, view, _ := dial(t, dir)
 		views = append(views, view)
 	}
-	slave.WriteString("all")
+	say(t, slave, "all")
 	for _, view := range views {
 		view.await(t, "all")
 	}
@@ -549,7 +556,7 @@ func TestKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	f.WriteString("one\ntwo\n")
+	say(t, f, "one\ntwo\n")
 	pidfd := self(t)
 	if _, err := OpenKept(pidfd); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of a process that has none: %v", err)
@@ -559,8 +566,8 @@ func TestKept(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait() //nolint:errcheck // it was killed
-	defer cmd.Process.Kill()
+	defer cmd.Wait()         //nolint:errcheck // it was killed
+	defer cmd.Process.Kill() //nolint:errcheck // it is ours
 	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -583,7 +590,7 @@ func TestKept(t *testing.T) {
 	if _, err := io.ReadFull(r, got[:4]); err != nil || string(got[:4]) != "two\n" {
 		t.Errorf("the last line is %q, %v", got[:4], err)
 	}
-	f.WriteString("three\n")
+	say(t, f, "three\n")
 	if _, err := io.ReadFull(r, got); err != nil || string(got) != "three\n" {
 		t.Errorf("followed %q, %v", got, err)
 	}

@@ -67,7 +67,7 @@ func run(script string, argv []string) (int, error) {
 	}
 	for n, line := range strings.Split(strings.TrimRight(string(steps), "\n"), "\n") {
 		if err := s.step(strings.TrimSpace(line)); err != nil {
-			s.cmd.Process.Kill()
+			s.cmd.Process.Kill() //nolint:errcheck // it may have ended
 			<-s.ended
 			return failed, fmt.Errorf("%s:%d: %s: %w", script, n+1, line, err)
 		}
