@@ -101,6 +101,9 @@ func (c *Container) OpenConsole() (*ConsoleClient, error) {
 		err = withHint(fmt.Sprintf("`vzrun enter %s` opens a shell, `vzrun logs %[1]s` shows its output; run --console holds a console", c.id),
 			"nobody holds a console of it")
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = withHint("see whether it was stopped", "who holds the console does not answer")
+	}
 	return client, fail("console", c.id, err)
 }
 

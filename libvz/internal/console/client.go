@@ -16,6 +16,7 @@ import (
 // A packet is a message on the console's socket: its kind and what belongs to
 // it.
 const (
+	packetHello  byte = 'h' // from the server, first: it is attached
 	packetOutput byte = 'o' // from the server: bytes
 	packetEnd    byte = 'e' // from the server: the guest has ended
 	packetLeft   byte = 'l' // from the server: it gives the console away
@@ -50,6 +51,10 @@ func (c *client) offer(p []byte) {
 // nothing keeps this goroutine and nothing else waiting.
 func (c *client) serve() {
 	broken := false
+	if c.conn != nil {
+		_, err := c.conn.Write([]byte{packetHello})
+		broken = err != nil
+	}
 	for p := range c.queue {
 		if broken {
 			continue // until the server notices
@@ -142,8 +147,15 @@ func (s *Server) listenTo(c *client) {
 // Client is the other end of a Server's socket.
 type Client struct{ conn *net.UnixConn }
 
-// Dial connects to the console served in a container's state directory. The
-// error wraps fs.ErrNotExist or ECONNREFUSED where nobody serves it.
+// ErrFull says that a console has as many clients as it can have, or is ending.
+var ErrFull = errors.New("the console takes no more clients")
+
+// dialPatience is for a server that was stopped.
+const dialPatience = 5 * time.Second
+
+// Dial attaches to the console served in a container's state directory: what is
+// written to it from then on comes. The error wraps fs.ErrNotExist or ECONNREFUSED
+// where nobody serves it, ErrFull, or os.ErrDeadlineExceeded where nobody answers.
 func Dial(dir string) (*Client, error) {
 	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -154,6 +166,18 @@ func Dial(dir string) (*Client, error) {
 	conn, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
 	if err != nil {
 		return nil, err
+	}
+	hello := make([]byte, maxPacket)
+	conn.SetReadDeadline(time.Now().Add(dialPatience)) //nolint:errcheck // a socket can be polled
+	n, err := conn.Read(hello)
+	conn.SetReadDeadline(time.Time{}) //nolint:errcheck // see above
+	switch {
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET):
+		conn.Close()
+		return nil, err
+	case err != nil || n == 0 || hello[0] != packetHello:
+		conn.Close()
+		return nil, ErrFull
 	}
 	return &Client{conn}, nil
 }

@@ -542,9 +542,8 @@ func TestTooManyClients(t *testing.T) {
 	for _, view := range views {
 		view.await(t, "all")
 	}
-	_, _, end := dial(t, dir)
-	if err := <-end; !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("one too many ended with %v", err)
+	if _, err := Dial(dir); !errors.Is(err, ErrFull) {
+		t.Errorf("one too many: %v", err)
 	}
 	slave.Close()
 	s.Close()
