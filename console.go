@@ -51,7 +51,7 @@ func attachConsole(c *cli.Context) error {
 		if key := c.String("escape"); key != "none" {
 			fmt.Fprintf(os.Stderr, "console of %s; %s three times within a second leaves it\n", ct.ID(), key)
 		}
-		if err := t.ours.SetRaw(); err != nil {
+		if err := t.beRaw(); err != nil {
 			return err
 		}
 		defer t.leave()

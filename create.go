@@ -61,7 +61,7 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 	if held {
 		adoptTerminal(spec, g.terminal)
 	} else if l.detach && libvz.IsSystem(spec) && !spec.Process.Terminal {
-		if err := g.keepOutput(); err != nil {
+		if err := g.keepOutput(spec); err != nil {
 			g.close()
 			return nil, nil, err
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	osexec "os/exec"
 	"os/signal"
@@ -113,7 +114,7 @@ func (g *guestIO) hold(l *launch, master *os.File) error {
 		return nil
 	}
 	g.resize()
-	if err := g.terminal.ours.SetRaw(); err != nil {
+	if err := g.terminal.beRaw(); err != nil {
 		return err
 	}
 	console.Attach(os.Stdout)
@@ -133,22 +134,43 @@ func (f inputFunc) Write(p []byte) (int, error) {
 }
 
 // typeOn copies what is typed until the escape is complete, which it tells from
-// the end of the input. It cannot be interrupted, and need not be.
-func typeOn(escape *libvz.Escape, from *os.File, to interface{ Write([]byte) (int, error) }) (escaped bool) {
-	buffer := make([]byte, 4096)
-	for {
-		n, err := from.Read(buffer)
-		if n > 0 {
-			typed, found := escape.Find(buffer[:n], time.Now())
-			if _, err := to.Write(buffer[:typed]); err != nil {
-				return false
+// the end of the input. The reading of our terminal cannot be interrupted, and
+// need not be.
+func typeOn(escape *libvz.Escape, from io.Reader, to io.Writer) (escaped bool) {
+	typed := make(chan []byte)
+	go func() {
+		defer close(typed)
+		for {
+			buffer := make([]byte, 4096)
+			n, err := from.Read(buffer)
+			if n > 0 {
+				typed <- buffer[:n]
 			}
-			if found {
-				return true
+			if err != nil {
+				return
 			}
 		}
-		if err != nil {
+	}()
+	for {
+		var late <-chan time.Time
+		if d := escape.Waits(time.Now()); d > 0 {
+			late = time.After(d)
+		}
+		var out []byte
+		select {
+		case p, more := <-typed:
+			if !more {
+				return false
+			}
+			out, escaped = escape.Find(p, time.Now())
+		case now := <-late:
+			out = escape.Late(now)
+		}
+		if _, err := to.Write(out); err != nil && len(out) > 0 {
 			return false
+		}
+		if escaped {
+			return true
 		}
 	}
 }
@@ -186,7 +208,7 @@ func (g *guestIO) leaveConsole(l *launch) error {
 
 // keepOutput is for a detached guest that nobody listens to: what would go to
 // our terminal, which is not the guest's, or to /dev/null is kept for vzrun logs.
-func (g *guestIO) keepOutput() error {
+func (g *guestIO) keepOutput(spec *specs.Spec) error {
 	if isTerminal(os.Stdin) {
 		g.Stdin = nil
 	}
@@ -198,7 +220,7 @@ func (g *guestIO) keepOutput() error {
 	if err != nil || !out && !errs {
 		return err
 	}
-	kept, err := libvz.NewKeptOutput()
+	kept, err := libvz.NewKeptOutput(spec)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/console"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // endOfFile is what a terminal's line discipline takes for the end of input.
@@ -91,6 +92,21 @@ func (t *terminal) resize() {
 	if t != nil && t.guest != nil {
 		t.guest.ResizeFrom(t.ours) //nolint:errcheck // see above
 	}
+}
+
+// beRaw makes ours pass everything on as it is: the guest's terminal has ended
+// its lines already.
+func (t *terminal) beRaw() error {
+	if err := t.ours.SetRaw(); err != nil {
+		return err
+	}
+	fd := int(t.ours.Fd())
+	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return os.NewSyscallError("tcgetattr", err)
+	}
+	mode.Oflag &^= unix.OPOST
+	return os.NewSyscallError("tcsetattr", unix.IoctlSetTermios(fd, unix.TCSETS, mode))
 }
 
 // size is for a process that starts before its terminal could be resized.

@@ -173,8 +173,29 @@ func (c *Container) copyKept(ctx context.Context, w io.Writer, init *os.File, o 
 
 // NewKeptOutput returns a file to be the standard output of a detached
 // container: it keeps the first 256 KiB for CopyLog. The rest is refused, so that
-// a guest cannot fill the host's memory.
-func NewKeptOutput() (*os.File, error) { return console.NewKept() }
+// a guest cannot fill the host's memory. It belongs to the guest's root, since
+// CRIU gives it back to its owner with that root's rights.
+func NewKeptOutput(spec *specs.Spec) (*os.File, error) {
+	f, err := console.NewKept()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chown(hostID(spec.Linux.UIDMappings), hostID(spec.Linux.GIDMappings)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// hostID is the host's id of the container's root; 0 without a mapping.
+func hostID(maps []specs.LinuxIDMapping) int {
+	for _, m := range maps {
+		if m.ContainerID == 0 && m.Size > 0 {
+			return int(m.HostID)
+		}
+	}
+	return 0
+}
 
 // awaitLastOutput blocks until all that there will be is in the log: a holder
 // says so, after it has read what the guest wrote before its end.

@@ -173,15 +173,17 @@ func TestEscape(t *testing.T) {
 		found bool
 		want  string // for the guest
 	}{
-		"at once":             {"^]", []typed{{"ls\r\x1d\x1d\x1dmore", 0}}, true, "ls\r\x1d\x1d"},
-		"one by one":          {"^]", []typed{{"\x1d", 0}, {"\x1d", 400 * time.Millisecond}, {"\x1d", 900 * time.Millisecond}}, true, "\x1d\x1d"},
-		"too slow":            {"^]", []typed{{"\x1d", 0}, {"\x1d", 400 * time.Millisecond}, {"\x1d", 1100 * time.Millisecond}}, false, "\x1d\x1d\x1d"},
-		"something between":   {"^]", []typed{{"\x1d\x1dx\x1d", 0}}, false, "\x1d\x1dx\x1d"},
-		"a control key":       {"^a", []typed{{"\x01\x01\x01", 0}}, true, "\x01\x01"},
-		"a letter":            {"q", []typed{{"qqq", 0}}, true, "qq"},
+		"at once":             {"^]", []typed{{"ls\r\x1d\x1d\x1dmore", 0}}, true, "ls\r"},
+		"one by one":          {"^]", []typed{{"\x1d", 0}, {"\x1d", 400 * time.Millisecond}, {"\x1d", 900 * time.Millisecond}}, true, ""},
+		"too slow":            {"^]", []typed{{"\x1d", 0}, {"\x1d", 400 * time.Millisecond}, {"\x1d", 1100 * time.Millisecond}}, false, "\x1d\x1d"},
+		"something between":   {"^]", []typed{{"\x1d\x1dx\x1d", 0}, {"y", 0}}, false, "\x1d\x1dx\x1dy"},
+		"one, and then none":  {"^]", []typed{{"a\x1d", 0}, {"", 999 * time.Millisecond}}, false, "a"},
+		"one, and it is late": {"^]", []typed{{"a\x1d", 0}, {"", time.Second}}, false, "a\x1d"},
+		"a control key":       {"^a", []typed{{"\x01\x01\x01", 0}}, true, ""},
+		"a letter":            {"q", []typed{{"qqq", 0}}, true, ""},
 		"none":                {"none", []typed{{"\x1d\x1d\x1d", 0}}, false, "\x1d\x1d\x1d"},
 		"another key's":       {"^a", []typed{{"\x1d\x1d\x1d", 0}}, false, "\x1d\x1d\x1d"},
-		"begun again in time": {"^]", []typed{{"\x1d", 0}, {"\x1d\x1d\x1d", 2 * time.Second}}, true, "\x1d\x1d\x1d"},
+		"begun again":         {"^]", []typed{{"\x1d", 0}, {"\x1d\x1d\x1d", 2 * time.Second}}, true, "\x1d"},
 	} {
 		e, err := ParseEscape(c.key)
 		if err != nil {
@@ -189,8 +191,13 @@ func TestEscape(t *testing.T) {
 		}
 		got, found := "", false
 		for _, x := range c.typed {
-			n, f := e.Find([]byte(x.text), begin.Add(x.at))
-			got, found = got+x.text[:n], found || f
+			now := begin.Add(x.at)
+			if x.text == "" {
+				got += string(e.Late(now))
+				continue
+			}
+			out, f := e.Find([]byte(x.text), now)
+			got, found = got+string(out), found || f
 		}
 		if found != c.found || got != c.want {
 			t.Errorf("%s: found %v, passed on %q; want %v, %q", name, found, got, c.found, c.want)

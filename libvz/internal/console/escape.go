@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bytes"
 	"fmt"
 	"time"
 )
@@ -43,25 +44,51 @@ func ParseEscape(s string) (*Escape, error) {
 	return nil, fmt.Errorf("escape key %q: want one character, ^ and a character for a control key, or none", s)
 }
 
-// Find looks at input that came at now and returns how much of it is meant for
-// the guest, and whether the escape is complete. The presses before the last
-// one have gone to the guest: it is not known of them what they will be.
-func (e *Escape) Find(p []byte, now time.Time) (n int, found bool) {
+// Find takes input that came at now. It returns what is meant for the guest, and
+// whether the escape is complete. Presses of the key are held back until it is
+// known what they are: by the next other key, or by Late.
+func (e *Escape) Find(p []byte, now time.Time) (out []byte, found bool) {
 	if !e.on {
-		return len(p), false
+		return p, false
 	}
-	for i, c := range p {
+	for _, c := range p {
 		if c != e.key {
-			e.times = 0
+			out = append(append(out, e.held()...), c)
 			continue
 		}
-		if e.times == 0 || now.Sub(e.window) > escapeWindow {
-			e.times, e.window = 0, now
+		if e.times > 0 && now.Sub(e.window) > escapeWindow {
+			out = append(out, e.held()...)
+		}
+		if e.times == 0 {
+			e.window = now
 		}
 		if e.times++; e.times == escapePresses {
 			e.times = 0
-			return i, true
+			return out, true
 		}
 	}
-	return len(p), false
+	return out, false
+}
+
+// Late returns the presses that are no escape any more at now.
+func (e *Escape) Late(now time.Time) []byte {
+	if e.times == 0 || now.Sub(e.window) < escapeWindow {
+		return nil
+	}
+	return e.held()
+}
+
+// Waits tells how long presses are held back, 0 where there are none.
+func (e *Escape) Waits(now time.Time) time.Duration {
+	if e.times == 0 {
+		return 0
+	}
+	return max(time.Millisecond, escapeWindow-now.Sub(e.window))
+}
+
+// held gives up what is held back.
+func (e *Escape) held() []byte {
+	keys := bytes.Repeat([]byte{e.key}, e.times)
+	e.times = 0
+	return keys
 }
