@@ -39,6 +39,14 @@ func tuneRuntime() {
 	}
 }
 
+// tuneForLong is for a vzrun that stays: what a guest writes must not make it
+// grow to where tuneRuntime allows it to.
+func tuneForLong() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(100)
+	}
+}
+
 // report prints an error, the one place that does, and returns the exit code.
 // The log gets the error exactly once; stderr gets it even if the log is a file.
 func report(err error) int {

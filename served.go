@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	osexec "os/exec"
 	"os/signal"
@@ -104,6 +105,7 @@ func (g *guestIO) hold(l *launch, master *os.File) error {
 	if l.detach {
 		return leaveHolder(l.root, l.id, master)
 	}
+	tuneForLong()
 	console, err := g.container.ServeConsole(master)
 	if err != nil {
 		return err
@@ -262,7 +264,13 @@ func leaveHolder(root, id string, master *os.File) error {
 	cmd.Args[0] = "vzrun"
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{master, w}
+	cmd.Env = []string{} // sockets that it names are the guest's
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// What was handed to us for the guest must not stay open there.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		w.Close()
+		return os.NewSyscallError("close_range", err)
+	}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
@@ -293,6 +301,7 @@ func holdConsole(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
 	}
+	tuneForLong()
 	master, answer := os.NewFile(3, "console"), os.NewFile(4, "answer")
 	if !isTerminal(master) {
 		return &usageError{msg: holderVerb + " is for vzrun itself", hint: "vzrun console attaches to a console"}

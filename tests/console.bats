@@ -197,6 +197,21 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	wait_line "$T/hung" 'a third sees this'
 }
 
+@test "a terminal that closes leaves the guest, too" {
+	vz delete --force "$ID"
+	dialogue "${VZ[@]}" run --bundle "$BUNDLE" "$ID" <<-'END'
+		expect login:
+		hangup
+		end
+	END
+	has_status "$ID" running
+	dialogue "${VZ[@]}" console "$ID" <<-'END'
+		expect login:
+		send \x1d\x1d\x1d
+		end
+	END
+}
+
 ### What is kept
 
 @test "the guest's root fills its console, and the host keeps 256 KiB at most" {
