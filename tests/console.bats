@@ -211,6 +211,27 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	END
 }
 
+@test "another init starts what its inittab has for the console; poweroff ends run" {
+	local id=$ID-inittab bundle=$T/bundle
+	new_bundle "$bundle" "$VZRUN_BUSYBOX"
+	rm -f "$bundle/rootfs/sbin/init"
+	ln -s ../bin/busybox "$bundle/rootfs/sbin/init"
+	printf '%s\n' '::sysinit:/bin/echo the system starts' '::askfirst:-/bin/sh' >"$bundle/rootfs/etc/inittab"
+	vz spec --system --bundle "$bundle"
+	edit_config "$bundle" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
+	dialogue "${VZ[@]}" run --bundle "$bundle" "$id" <<-'END'
+		expect the system starts
+		expect press Enter
+		send \r
+		expect #
+		send echo $((6 * 7)) $(tty)\r
+		expect 42 /dev/console
+		send poweroff\r
+		end
+	END
+	assert_nothing_left "$ID"
+}
+
 ### What is kept
 
 @test "the guest's root fills its console, and the host keeps 256 KiB at most" {
