@@ -212,14 +212,14 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 }
 
 @test "another init starts what its inittab has for the console; poweroff ends run" {
-	local id=$ID-inittab bundle=$T/bundle
+	local id=$ID-inittab bundle=$T/bundle code=0
 	new_bundle "$bundle" "$VZRUN_BUSYBOX"
 	rm -f "$bundle/rootfs/sbin/init"
 	ln -s ../bin/busybox "$bundle/rootfs/sbin/init"
 	printf '%s\n' '::sysinit:/bin/echo the system starts' '::askfirst:-/bin/sh' >"$bundle/rootfs/etc/inittab"
 	vz spec --system --bundle "$bundle"
 	edit_config "$bundle" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
-	dialogue "${VZ[@]}" run --bundle "$bundle" "$id" <<-'END'
+	dialogue "${VZ[@]}" run --bundle "$bundle" "$id" <<-'END' || code=$?
 		expect the system starts
 		expect press Enter
 		send \r
@@ -229,7 +229,8 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 		send poweroff\r
 		end
 	END
-	assert_nothing_left "$ID"
+	# 130 is what the kernel makes of a poweroff in a pid namespace, reboot(2).
+	[[ $code == 130 && ! -e $VZ_ROOT/$id ]]
 }
 
 ### What is kept

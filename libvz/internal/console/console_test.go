@@ -529,6 +529,14 @@ func TestRelease(t *testing.T) {
 	_, view, _ = dial(t, dir)
 	say(t, slave, "after")
 	view.await(t, "after")
+	if master, err = s.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Serve(master, dir); err != nil {
+		t.Fatal(err)
+	}
+	_, view, _ = dial(t, dir)
+	view.await(t, "after") // the prompt, of the holder before
 	slave.Close()
 	s.Close()
 	var kept bytes.Buffer

@@ -1,6 +1,8 @@
 package console
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -68,6 +70,7 @@ func Serve(master *os.File, dir string) (_ *Server, err error) {
 	if s.log, err = OpenLog(at); err != nil {
 		return nil, err
 	}
+	s.rememberLine(at)
 	if s.master, err = nonblocking(master); err != nil {
 		return nil, err
 	}
@@ -191,6 +194,14 @@ func (s *Server) output(p []byte) {
 	s.remember(p)
 	for c := range s.clients {
 		c.offer(p)
+	}
+}
+
+// rememberLine goes on with the line that the last holder's log ends with.
+func (s *Server) rememberLine(dir string) {
+	var last bytes.Buffer
+	if CopyLog(context.Background(), &last, dir, 1, false) == nil {
+		s.remember(last.Bytes())
 	}
 }
 
