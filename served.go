@@ -106,6 +106,9 @@ func (g *guestIO) hold(l *launch, master *os.File) error {
 		return leaveHolder(l.root, l.id, master)
 	}
 	tuneForLong()
+	// Who reads our stdout may go, and must not take the console along. Not
+	// ignored: hooks would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	console, err := g.container.ServeConsole(master)
 	if err != nil {
 		return err

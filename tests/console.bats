@@ -449,6 +449,24 @@ little_bundle() {
 	vz delete "$id"
 }
 
+@test "run --console survives who reads its stdout" {
+	local id=$ID-little bundle
+	bundle=$(little_bundle "$id")
+	mkfifo "$T/out"
+	(exec 3>&-; head -n 1 <"$T/out" >"$T/first") &
+	spawn "$T/out" "${VZ[@]}" run --console --bundle "$bundle" "$id"
+	wait_file "$VZ_ROOT/$id/console.sock"
+	wait_line "$T/first" booted
+	for n in 1 2 3; do
+		vz exec "$id" sh -c "echo line $n >/dev/console" </dev/null
+	done
+	wait_until 10 eval '[[ $(vz logs --tail 1 "$id") == "line 3"* ]]'
+	kill -0 "$SPAWNED"
+	vz kill "$id" TERM
+	wait "$SPAWNED"
+	[[ ! -e $VZ_ROOT/$id ]]
+}
+
 ### Bad input
 
 @test "wrong input of every kind is one error and a hint" {

@@ -634,3 +634,15 @@ func self(t *testing.T) *os.File {
 	t.Cleanup(func() { f.Close() })
 	return f
 }
+
+// A writer that died between the two steps of a turn leaves a log all the same.
+func TestLogWithoutItsNewestFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, oldName), []byte("old\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var kept bytes.Buffer
+	if err := CopyLog(context.Background(), &kept, dir, -1, false); err != nil || kept.String() != "old\n" {
+		t.Errorf("kept %q, %v", kept.String(), err)
+	}
+}

@@ -72,7 +72,8 @@ func (l *Log) Write(p []byte) (int, error) {
 // turn makes the full file the old one.
 func (l *Log) turn() error {
 	path := filepath.Join(l.dir, LogName)
-	if err := os.Rename(path, filepath.Join(l.dir, oldName)); err != nil {
+	// One that failed half-way has moved it already.
+	if err := os.Rename(path, filepath.Join(l.dir, oldName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
@@ -93,18 +94,22 @@ type reader struct {
 	file *os.File // what is read on from
 }
 
+// openTries bounds how often openPair finds the log turning.
+const openTries = 100
+
 // openPair opens the newest file and the one before it, nil where there is
 // none. A turn between the two would make one file both, so it tries again.
 func openPair(dir string) (old, newest *os.File, err error) {
-	for {
+	for n := 1; ; n++ {
 		newest, err = os.Open(filepath.Join(dir, LogName))
 		if errors.Is(err, fs.ErrNotExist) {
-			// It may be turning this moment.
-			if _, err := os.Lstat(filepath.Join(dir, oldName)); err == nil {
-				if _, err := os.Lstat(dir); err == nil {
-					continue
-				}
+			// It may be turning this moment, or its writer died in it.
+			newest, err = os.Open(filepath.Join(dir, oldName))
+			if err == nil && n < openTries {
+				newest.Close()
+				continue
 			}
+			return nil, newest, err
 		}
 		if err != nil {
 			return nil, nil, err
