@@ -225,7 +225,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 		send \r
 		expect #
 		send echo $((6 * 7)) $(tty)\r
-		expect 42 /dev/console
+		expect 42 /dev/(pts/0|console)
 		send poweroff\r
 		end
 	END
