@@ -467,6 +467,23 @@ little_bundle() {
 	[[ ! -e $VZ_ROOT/$id ]]
 }
 
+@test "create --console holds it before the start; who deletes the container ends the holder" {
+	local id=$ID-little bundle
+	bundle=$(little_bundle "$id")
+	vz create --console --bundle "$bundle" "$id" </dev/null >/dev/null 2>&1 3>&-
+	[[ $(processes | wc -l) == 1 ]]
+	spawn "$T/watch" "${VZ[@]}" console "$id"
+	vz start "$id"
+	wait_line "$T/watch" booted
+	vz delete --force "$id"
+	wait_until 10 eval '[[ -z $(processes) ]]'
+	wait "$SPAWNED"
+	[[ ! -e $VZ_ROOT/$id ]]
+	vz create --console --bundle "$bundle" "$id" </dev/null >/dev/null 2>&1 3>&-
+	vz delete "$id"
+	wait_until 10 eval '[[ -z $(processes) ]]'
+}
+
 ### Bad input
 
 @test "wrong input of every kind is one error and a hint" {
