@@ -88,6 +88,8 @@ func denials() []deny {
 			"kexec_load", "kexec_file_load",
 			"init_module", "finit_module", "delete_module",
 			"swapon", "swapoff",
+			"acct",           // accounts for the whole host
+			"iopl", "ioperm", // I/O ports
 			"open_by_handle_at", // opens by inode number, past every path and mount
 		}},
 	}
