@@ -28,6 +28,7 @@ func openHostWith(c *cli.Context, onEvent func(libvz.Event)) (*libvz.Host, error
 	return libvz.Open(libvz.Options{
 		Rootless:      rootless,
 		Root:          c.String("root"),
+		IDs:           c.String("id-record"),
 		SystemdCgroup: c.Bool("systemd-cgroup"),
 		Criu:          c.String("criu"),
 		OnEvent:       onEvent,

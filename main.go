@@ -101,6 +101,7 @@ func verbs() []*cli.Command {
 func globalFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "root", Value: defaultRoot(), Usage: "`DIR` for the state of containers, on a tmpfs"},
+		&cli.StringFlag{Name: "id-record", Value: libvz.DefaultIDs, Usage: "`FILE` with the ranges of ids that are taken on this host"},
 		&cli.StringFlag{Name: "log", Usage: "write the log to `FILE` (default: stderr)"},
 		&cli.StringFlag{Name: "log-format", Value: "text", Usage: "format of the log: text or json"},
 		&cli.BoolFlag{Name: "debug", Usage: "log what is done in detail"},

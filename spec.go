@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -26,6 +28,7 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "rootfs", Value: "rootfs", Usage: "with --system: root file system at `PATH`, relative to the bundle"},
 			&cli.StringFlag{Name: "ram", Usage: "with --system: limit of memory, a `SIZE` such as 512M"},
 			&cli.StringFlag{Name: "swap", Usage: "with --system: limit of swap, a `SIZE` such as 2G"},
+			&cli.StringFlag{Name: "ids", Usage: "with --system: the host's ids, `FIRST[:SIZE]` (default: a range that nobody has)"},
 			&cli.Float64Flag{Name: "cpus", Usage: "with --system: processor time, a `NUMBER` such as 1.5"},
 		},
 		Action: writeSpec,
@@ -63,7 +66,7 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "cpus"} {
+		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "ids", "cpus"} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -97,10 +100,33 @@ func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
 	if o.Swap, err = parseSize("swap", c.String("swap")); err != nil {
 		return o, err
 	}
+	if o.IDBase, o.IDSize, err = parseIDs(c.String("ids")); err != nil {
+		return o, err
+	}
 	if c.IsSet("cpus") && !(o.CPUs > 0) { // also no number at all
 		return o, &usageError{msg: "spec: --cpus must be more than 0"}
 	}
 	return o, nil
+}
+
+// parseIDs understands FIRST and FIRST:SIZE.
+func parseIDs(s string) (first, size uint32, err error) {
+	if s == "" {
+		return 0, 0, nil
+	}
+	head, tail, sized := strings.Cut(s, ":")
+	n, err := strconv.ParseUint(head, 10, 32)
+	var m uint64
+	if err == nil && sized {
+		m, err = strconv.ParseUint(tail, 10, 32)
+	}
+	if err != nil || n == 0 || sized && m == 0 {
+		return 0, 0, &usageError{
+			msg:  fmt.Sprintf("spec: --ids %q is no range", s),
+			hint: "write the first id, or FIRST:SIZE such as 1048576:65536",
+		}
+	}
+	return uint32(n), uint32(m), nil
 }
 
 // parseSize understands bytes and 512k, 512M, 2G, 1T, all of them powers of 1024.

@@ -78,7 +78,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	n := &nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
 	defer func() { retErr = n.settle("create", retErr) }()
 	err = n.build("create", func() error {
-		if err := n.coverRootfs(); err != nil {
+		if err := n.showRootfs(); err != nil {
 			return err
 		}
 		if o.Notify {
@@ -89,7 +89,10 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return n.lc.Start(p)
+		if err := n.lc.Start(p); err != nil {
+			return err
+		}
+		return n.correctState()
 	})
 	if err != nil {
 		return nil, err
@@ -136,6 +139,10 @@ type nascent struct {
 	// cgroups are the container's directories, by controller.
 	cgroups map[string]string
 	userns  *os.File // nil unless the rootfs is id-mapped
+	joins   bool     // the container is to join userns, not to make one
+	// view is where the container finds its rootfs when it begins: the
+	// rootfs itself, or viewPlace.
+	view string
 }
 
 // build converts the configuration, journals the operation, makes
@@ -146,14 +153,15 @@ func (n *nascent) build(op string, fn func() error) error {
 	if err != nil {
 		return err
 	}
-	if uids, gids := n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings; len(uids) > 0 && len(gids) > 0 {
-		if err := checkReachable(n.spec.Root.Path, uids, gids); err != nil {
-			return err
-		}
+	n.view = n.spec.Root.Path
+	if err := n.checkWay(mapped); err != nil {
+		return err
+	}
+	if err := n.holdIDs(op); err != nil {
+		return err
 	}
 	if mapped {
-		n.userns, err = usernsFile(n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings)
-		if err != nil {
+		if err := n.makeUserns(op); err != nil {
 			return err
 		}
 		defer n.userns.Close()
@@ -165,7 +173,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		return fn()
 	}
 	// A thread of its own costs a hand-over between threads at each wait.
-	if !mapped && op != "restore" {
+	if !mapped && n.view != viewPlace && op != "restore" {
 		return make()
 	}
 	return inPrivateMounts(func() error {
@@ -207,7 +215,7 @@ func (n *nascent) begin(op string) (err error) {
 	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
 		return err
 	}
-	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)
+	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.privateConfig())
 	return err
 }
 
@@ -255,15 +263,6 @@ func withBundle(labels []string, bundle string) []string {
 		}
 	}
 	return append(out, "bundle="+bundle)
-}
-
-// coverRootfs gives the calling thread's mount namespace the id-mapped view of
-// the rootfs, where one is wanted.
-func (n *nascent) coverRootfs() error {
-	if n.userns == nil {
-		return nil
-	}
-	return coverRootfs(n.config.Rootfs, n.userns)
 }
 
 // settle ends the operation: on success the journal entry goes, on failure

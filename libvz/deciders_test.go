@@ -41,37 +41,6 @@ func TestParseStartTime(t *testing.T) {
 	}
 }
 
-func TestFreeIDs(t *testing.T) {
-	first, err := freeIDs(nil, 0)
-	if err != nil || first != firstID {
-		t.Fatalf("first free: %d, %v", first, err)
-	}
-	// A range that only touches the slot takes it too.
-	next, err := freeIDs([]idSpan{{firstID + idRange - 1, 1}}, 0)
-	if err != nil || next != firstID+idRange {
-		t.Errorf("after one: %d, %v", next, err)
-	}
-	// The search wraps around.
-	last := uint32((lastID - firstID) / idRange)
-	got, err := freeIDs([]idSpan{{lastID, idRange}}, last)
-	if err != nil || got != firstID {
-		t.Errorf("wrapped: %d, %v", got, err)
-	}
-	if _, err := freeIDs([]idSpan{{0, 1 << 32}}, 7); err == nil {
-		t.Error("found a free range where there is none")
-	}
-	if uint64(lastID)+idRange > 1<<32-1 {
-		t.Error("the last range holds the invalid id")
-	}
-}
-
-func TestSubordinateIDs(t *testing.T) {
-	got := subordinateIDs(strings.NewReader("root:100000:65536\n# no\nbad:x:1\n\nu:200000:1000"))
-	if len(got) != 2 || got[0] != (idSpan{100000, 65536}) || got[1] != (idSpan{200000, 1000}) {
-		t.Errorf("got %v", got)
-	}
-}
-
 func TestUnitOf(t *testing.T) {
 	for path, want := range map[string]string{
 		"/vz/web/system.slice/nginx.service":                         "nginx.service",

@@ -31,6 +31,9 @@ type Options struct {
 	// Root is the state directory, "" is DefaultRoot. It is created when
 	// the first container is. It must not outlive a reboot.
 	Root string
+	// IDs is the host's record of who has which range of ids, "" is
+	// DefaultIDs. It must outlive a reboot.
+	IDs string
 	// SystemdCgroup makes containers scopes of the host's systemd.
 	SystemdCgroup bool
 	// Rootless says whether containers make do without cgroups where the
@@ -70,6 +73,12 @@ func Open(o Options) (*Host, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	o.Root = root
+	if o.IDs == "" {
+		o.IDs = DefaultIDs
+	}
+	if o.IDs, err = filepath.Abs(o.IDs); err != nil {
+		return nil, fmt.Errorf("record of ids: %w", err)
+	}
 	return &Host{opts: o, store: store.Open(root)}, nil
 }
 

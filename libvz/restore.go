@@ -242,7 +242,7 @@ func (r *revival) fillOptions(work string) error {
 	}
 	system := r.spec.Annotations[annotationGuest] != ""
 	r.opts.Common = criu.Common{
-		Criu: r.opts.Criu, Images: r.images, Work: work, Root: r.config.Rootfs, Mounts: mounts,
+		Criu: r.opts.Criu, Images: r.images, Work: work, Root: r.view, Mounts: mounts,
 		ManageCgroups:  o.ManageCgroups,
 		TCPEstablished: o.TCPEstablished || m.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets || m.ExtUnixSockets,
 		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
@@ -273,8 +273,8 @@ func (r *revival) fillOptions(work string) error {
 // mountRoot makes the rootfs a mount point, as CRIU wants it: the id-mapped
 // view of it, or itself.
 func (r *revival) mountRoot() error {
-	if r.userns != nil {
-		return r.coverRootfs()
+	if r.userns != nil || r.view == viewPlace {
+		return r.showRootfs()
 	}
 	if err := unix.Mount(r.config.Rootfs, r.config.Rootfs, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("mount rootfs: %w", err)

@@ -31,7 +31,7 @@ func (r *revival) shareImages() error {
 			return err
 		}
 	}
-	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}})
+	userns, err := usernsFile(r.spec.Linux.UIDMappings, []specs.LinuxIDMapping{{Size: 1}}, 0)
 	if err != nil {
 		return err
 	}

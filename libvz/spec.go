@@ -1,21 +1,16 @@
 package libvz
 
 import (
-	"bufio"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"hash/fnv"
-	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/vzrun/vzrun/libvz/internal/guest"
@@ -31,12 +26,15 @@ type SpecOptions struct {
 	RAM, Swap int64
 	CPUs      float64 // CPU time per wall time; 0 = no limit
 	// IDBase is the host's uid and gid of the guest's root, the first of
-	// 65536; 0 chooses a range that nobody has.
-	IDBase uint32
+	// IDSize; 0 takes a range that nobody has. IDSize 0 is 65536, and no
+	// less will do.
+	IDBase, IDSize uint32
 }
 
 // SystemSpec returns the configuration of a whole operating system for the
-// rootfs: what its init needs to boot and CRIU to save it.
+// rootfs: what its init needs to boot and CRIU to save it. The range of ids in
+// it is the bundle's from now on; it is free again if the calling process ends
+// and the bundle has no such configuration.
 func (h *Host) SystemSpec(o SpecOptions) (*specs.Spec, error) {
 	s, err := h.systemSpec(o)
 	return s, fail("spec", "", err)
@@ -61,10 +59,8 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.IDBase == 0 {
-		if o.IDBase, err = h.chooseIDs(dir); err != nil {
-			return nil, err
-		}
+	if err := h.takeIDs(&o, dir); err != nil {
+		return nil, err
 	}
 	uuid := make([]byte, 16)
 	if _, err := rand.Read(uuid); err != nil {
@@ -72,97 +68,32 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	}
 	return guest.Spec(guest.SpecOptions{
 		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
-		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: idRange,
+		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: o.IDSize,
 		UUID: hex.EncodeToString(uuid),
 	})
 }
 
-const (
-	idRange = 65536
-	// Ranges start at multiples of idRange from firstID to lastID, far
-	// from users (below 60000) and from systemd's own pools for
-	// DynamicUser and nspawn, systemd.io/UIDS-GIDS.
-	firstID = 0x10_0000
-	lastID  = 0x6fff_0000 - 0x10_0000
-)
-
-// idSpan is a range of host ids that is somebody's.
-type idSpan struct{ first, size uint64 }
-
-// chooseIDs finds a range that neither a container of this host nor a user's
-// subordinate ids overlap. Two configurations written before either container
-// is created get the same one only by chance: the search starts at a place
-// that the rootfs's path decides.
-func (h *Host) chooseIDs(rootfs string) (uint32, error) {
-	taken, err := h.takenIDs()
+// takeIDs claims a range of ids for the bundle that is the working directory.
+func (h *Host) takeIDs(o *SpecOptions, rootfs string) error {
+	bundle, err := os.Getwd()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	sum := fnv.New32a()
-	io.WriteString(sum, rootfs) //nolint:errcheck // a hash takes everything
-	return freeIDs(taken, sum.Sum32())
-}
-
-// freeIDs decides: the first free range from a place that start chooses.
-func freeIDs(taken []idSpan, start uint32) (uint32, error) {
-	const slots = (lastID-firstID)/idRange + 1
-	for i := range uint64(slots) {
-		base := firstID + (uint64(start)+i)%slots*idRange
-		clash := slices.ContainsFunc(taken, func(s idSpan) bool {
-			return s.first < base+idRange && base < s.first+s.size
-		})
-		if !clash {
-			return uint32(base), nil
-		}
+	wish := idSpan{uint64(o.IDBase), uint64(o.IDSize)}
+	switch {
+	case o.IDBase == 0:
+		wish = idSpan{}
+	case o.IDSize == 0:
+		wish.size = idRange
+	case o.IDSize < idRange:
+		return withHint("a whole system needs ids 0 to 65535", "a range of %d ids is too small", o.IDSize)
 	}
-	return 0, errors.New("no free range of 65536 ids is left")
-}
-
-func (h *Host) takenIDs() ([]idSpan, error) {
-	var taken []idSpan
-	for _, path := range []string{"/etc/subuid", "/etc/subgid"} {
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		taken = append(taken, subordinateIDs(f)...)
-		f.Close()
+	if wish.first+wish.size > math.MaxUint32 {
+		return withHint("ids end at 4294967294", "ids %s are beyond the kernel's", wish)
 	}
-	entries, err := os.ReadDir(h.opts.Root)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	for _, e := range entries {
-		lc, err := libcontainer.Load(h.opts.Root, e.Name())
-		if err != nil {
-			continue // not a container
-		}
-		config := lc.Config()
-		for _, m := range append(slices.Clone(config.UIDMappings), config.GIDMappings...) {
-			taken = append(taken, idSpan{uint64(m.HostID), uint64(m.Size)})
-		}
-	}
-	return taken, nil
-}
-
-// subordinateIDs reads lines of NAME:FIRST:COUNT, subuid(5).
-func subordinateIDs(r io.Reader) []idSpan {
-	var out []idSpan
-	for sc := bufio.NewScanner(r); sc.Scan(); {
-		f := strings.Split(strings.TrimSpace(sc.Text()), ":")
-		if len(f) != 3 {
-			continue
-		}
-		first, err1 := strconv.ParseUint(f[1], 10, 32)
-		size, err2 := strconv.ParseUint(f[2], 10, 32)
-		if err1 == nil && err2 == nil {
-			out = append(out, idSpan{first, size})
-		}
-	}
-	return out
+	got, err := h.claimRange(realPath(bundle), rootfs, wish)
+	o.IDBase, o.IDSize = uint32(got.first), uint32(got.size)
+	return err
 }
 
 // LoginProcess returns root's login shell in the guest, with a terminal, for

@@ -37,8 +37,7 @@ suite_teardown() {
 vz_setup() {
 	VZ_ROOT=$(mktemp -d "/run/vzrun-test.$VZ_TAG.XXXXXX")
 	VZ_TMP=$(mktemp -d "/var/tmp/vzrun-test.$VZ_TAG.XXXXXX")
-	# A guest's mapped root has to reach its rootfs and images.
-	chmod 0711 "$VZ_ROOT" "$VZ_TMP"
+	# Both are closed to others: no guest needs its bundle open.
 	ID=$(new_id)
 	VZ_SPAWNED=()
 }
@@ -120,7 +119,7 @@ debian_bundle() {
 }
 
 new_bundle() {
-	mkdir -m 0711 "$1"
+	mkdir -m 0700 "$1"
 	cp -a --reflink=auto "$2" "$1/rootfs"
 }
 

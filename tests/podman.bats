@@ -293,6 +293,7 @@ is_booted() { [[ $(pm exec "$ID" systemctl is-system-running) == running ]]; }
 # rootless CMD... runs a command as a user, with Podman's configuration for her.
 rootless() {
 	[[ -d $VZ_TMP/user ]] || {
+		chmod o+x "$VZ_TMP"
 		podman_configure "$VZ_TMP/user" "$VZ_TMP/user/run"
 		mkdir -m 0700 "$VZ_TMP/user/run"
 	}

@@ -1,11 +1,11 @@
 # bash completion for vzrun. It asks vzrun only for the ids of containers.
 
 # Flags that take a value, of all verbs and globally, between spaces.
-_vzrun_valued=' --root --log --log-format --criu --rootless --bundle -b
+_vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle -b
  --console-socket --pidfd-socket --pid-file --preserve-fds --format -f --process
  -p --cwd --env -e --user -u --additional-gids -g --process-label --apparmor
  --cap -c --cgroup --timeout --image-path --work-path --parent-path
- --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus
+ --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus --ids
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
@@ -20,7 +20,7 @@ _vzrun_flags() {
 		--shell-job --file-locks --manage-cgroups-mode --print-stats'
 	local launch='--bundle --console-socket --pid-file --no-pivot'
 	case $1 in
-	'') echo '--root --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
+	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds" ;;
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape" ;;
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
@@ -40,7 +40,7 @@ _vzrun_flags() {
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
-	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus --ids' ;;
 	esac
 	echo '--help'
 }

@@ -5,7 +5,7 @@
 bundle=/var/lib/carry
 
 step 'a guest boots on a'
-on a "mkdir -m 0711 $bundle && cp -a \$DEBIAN $bundle/rootfs && cd $bundle && vzrun spec --system --hostname carried
+on a "mkdir -m 0700 $bundle && cp -a \$DEBIAN $bundle/rootfs && cd $bundle && vzrun spec --system --hostname carried
 	vzrun run --detach --bundle $bundle carried </dev/null >$bundle/console.log 2>&1 && vzrun ready --timeout 180s carried ||
 	{ cat $bundle/console.log; exit 1; }"
 
