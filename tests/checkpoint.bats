@@ -162,11 +162,12 @@ add_units() {
 }
 
 # clone_bundle ID DIR ROOTFS makes a bundle for another container from the
-# guest's images.
+# guest's images. Images hold the ids, so all of them share one range.
 clone_bundle() {
-	mkdir -m 0711 "$2"
+	mkdir -m 0700 "$2"
 	cp "$BUNDLE/config.json" "$2/"
-	edit_config "$2" '.root.path = $ARGS.positional[0] | .linux.cgroupsPath = $ARGS.positional[1]' "$3" "$(cgroup_of "$1")"
+	edit_config "$2" '.root.path = $ARGS.positional[0] | .linux.cgroupsPath = $ARGS.positional[1]
+		| .annotations["org.vzrun.ids"] = "shared"' "$3" "$(cgroup_of "$1")"
 }
 
 ### Verbs as the tests use them

@@ -122,7 +122,7 @@ host_disk() { cat /sys/block/*/dev | head -n 1; }
 	# Second line: the cgroup says the same, should a node come in.
 	if [[ -d /sys/fs/cgroup/devices ]]; then
 		cat "/sys/fs/cgroup/devices$(cgroup_of "$ID")/devices.list" >"$T/list"
-		run ! grep -vxE '[bc] \*:\* m|c (1:[35789]|5:[012]|136:\*) rwm' "$T/list"
+		run ! grep -vxE '[bc] \*:\* m|c (1:[35789]|5:[012]|136:\*|10:200) rwm' "$T/list"
 	fi
 }
 
