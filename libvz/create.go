@@ -78,9 +78,10 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	n := &nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
 	defer func() { retErr = n.settle("create", retErr) }()
 	err = n.build("create", func() error {
-		if err := n.coverRootfs(); err != nil {
+		if err := n.root.mount(ctx, n.userns); err != nil {
 			return err
 		}
+		n.checkHandles()
 		if o.Notify {
 			if err := h.makeNotifyFolder(id); err != nil {
 				return err
@@ -135,6 +136,7 @@ type nascent struct {
 	lc     *libcontainer.Container
 	// cgroups are the container's directories, by controller.
 	cgroups map[string]string
+	root    guestRoot
 	userns  *os.File // nil unless the rootfs is id-mapped
 }
 
@@ -144,6 +146,9 @@ type nascent struct {
 func (n *nascent) build(op string, fn func() error) error {
 	mapped, err := wantsIDMap(n.spec)
 	if err != nil {
+		return err
+	}
+	if n.root, err = rootOf(n.bundle, n.spec); err != nil {
 		return err
 	}
 	if uids, gids := n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings; len(uids) > 0 && len(gids) > 0 {
@@ -165,7 +170,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		return fn()
 	}
 	// A thread of its own costs a hand-over between threads at each wait.
-	if !mapped && op != "restore" {
+	if !mapped && !n.root.mounted() && op != "restore" {
 		return make()
 	}
 	return inPrivateMounts(func() error {
@@ -257,13 +262,12 @@ func withBundle(labels []string, bundle string) []string {
 	return append(out, "bundle="+bundle)
 }
 
-// coverRootfs gives the calling thread's mount namespace the id-mapped view of
-// the rootfs, where one is wanted.
-func (n *nascent) coverRootfs() error {
-	if n.userns == nil {
-		return nil
+// checkHandles warns where an overlay cannot be checkpointed later.
+func (n *nascent) checkHandles() {
+	if len(n.root.lowers) > 0 && !hasHandles(n.root.place) {
+		n.host.warn(n.id, "the overlay on %s has no file handles (index, nfs_export): a checkpoint will fail where a program watches files; "+
+			"put template and bundle on ext4, xfs, btrfs or tmpfs", n.root.place)
 	}
-	return coverRootfs(n.config.Rootfs, n.userns)
 }
 
 // settle ends the operation: on success the journal entry goes, on failure

@@ -196,7 +196,7 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		if r.hostNet != nil {
 			defer r.hostNet.Close()
 		}
-		if err := r.fillOptions(work); err != nil {
+		if err := r.fillOptions(ctx, work); err != nil {
 			return err
 		}
 		if r.opts.ImagesDir != nil {
@@ -231,8 +231,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 
 // fillOptions makes the places that CRIU restores into. It runs in the private
 // mount namespace.
-func (r *revival) fillOptions(work string) error {
+func (r *revival) fillOptions(ctx context.Context, work string) error {
 	m, o := r.manifest, r.options
+	if err := r.root.mount(ctx, nil); err != nil {
+		return err
+	}
 	mounts, err := externalMounts(r.config, r.cgroups)
 	if err != nil {
 		return err
@@ -260,24 +263,23 @@ func (r *revival) fillOptions(work string) error {
 			r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: target, File: r.opts.Stdio[i]})
 		}
 	}
-	// On the rootfs itself: an id-mapped view shows the host's root as nobody.
+	// Before owners are mapped: then the host's root is nobody.
 	if err := makeMountPoints(r.config.Rootfs, r.config.Mounts); err != nil {
 		return err
 	}
-	if err := r.mountRoot(); err != nil {
+	if err := r.finishRoot(ctx); err != nil {
 		return err
 	}
 	return r.shareImages()
 }
 
-// mountRoot makes the rootfs a mount point, as CRIU wants it: the id-mapped
-// view of it, or itself.
-func (r *revival) mountRoot() error {
-	if r.userns != nil {
-		return r.coverRootfs()
+// finishRoot makes the root a mount point, as CRIU wants it, with mapped owners
+// where that is asked for.
+func (r *revival) finishRoot(ctx context.Context) error {
+	if r.userns == nil && !r.root.mounted() {
+		if err := unix.Mount(r.root.place, r.root.place, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("mount rootfs: %w", err)
+		}
 	}
-	if err := unix.Mount(r.config.Rootfs, r.config.Rootfs, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("mount rootfs: %w", err)
-	}
-	return nil
+	return r.root.mapOwners(ctx, r.userns)
 }
