@@ -135,7 +135,8 @@ func idMapped(path string, userns *os.File) (*os.File, error) {
 	if err != nil {
 		f.Close()
 		if err == unix.EINVAL || err == unix.ENOSYS {
-			return nil, withHint("use a directory on ext4, xfs, btrfs or tmpfs, or take the annotation "+annotationRootfs+" away and shift the owners on disk",
+			return nil, withHint("use a directory on ext4, xfs, btrfs or tmpfs, name an overlay's layers in "+annotationOverlay+
+				", or take the annotation "+annotationRootfs+" away and shift the owners on disk",
 				"map ids of %s: %w: its file system has no id-mapped mounts (%v)", path, ErrUnsupported, err)
 		}
 		return nil, fmt.Errorf("map ids of %s: %w", path, err)
