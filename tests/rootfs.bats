@@ -95,15 +95,15 @@ boot() {
 	wait_guest "$ID"
 }
 
-# save [FLAG...] and load ID BUNDLE; errors come with what CRIU found remarkable.
+# save and load_as ID BUNDLE; errors come with what CRIU found remarkable.
 save() {
-	vz checkpoint --image-path "$IMAGES" "$@" "$ID" || {
+	vz checkpoint --image-path "$IMAGES" "$ID" || {
 		grep -E 'Warn|Error|fsnotify: ' "$IMAGES/dump.log" | tail -n 25
 		return 1
 	}
 }
 
-load() {
+load_as() {
 	app_restore "$2" "$1" "$IMAGES" --work-path "$2" || {
 		grep -E 'Warn|Error|fsnotify: ' "$2/restore.log" | tail -n 25
 		return 1
@@ -136,7 +136,6 @@ alive() {
 # watch_root has the guest watch its "/" and two other directories, and write
 # down what happens in them: by handles CRIU saves such watches.
 watch_root() {
-	local dir
 	guest "$ID" sh -c 'mkdir -p /srv/watched
 		for path in / /etc /srv/watched; do
 			name=watch-$(systemd-escape "$path")
@@ -182,7 +181,7 @@ life() {
 		save
 		assert_nothing_left
 		[[ $round != 1 || -z ${1:-} ]] || "$1"
-		load "$ID" "$BUNDLE"
+		load_as "$ID" "$BUNDLE"
 		alive "$ID"
 		changed "$ID"
 		watches_work "$ID"
@@ -203,7 +202,7 @@ clone_life() {
 	edit_config "$VZ_TMP/clone" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
 	[[ -z ${1:-} ]] || edit_config "$VZ_TMP/clone" "$1"
 	vz_up "$BUNDLE" "$ID"
-	load "$id" "$VZ_TMP/clone"
+	load_as "$id" "$VZ_TMP/clone"
 	alive "$id"
 	changed "$id"
 	watches_work "$id"
@@ -344,7 +343,7 @@ copy_image() {
 	boot
 	fails 1 "image $device: in use" vz run --detach --bundle "$BUNDLE" "$ID-second"
 	save
-	load "$ID" "$BUNDLE"
+	load_as "$ID" "$BUNDLE"
 	alive "$ID"
 	vz delete --force "$ID"
 	assert_nothing_left
@@ -416,7 +415,7 @@ engine_mount() {
 	change
 	watch_root
 	save
-	load "$ID" "$BUNDLE"
+	load_as "$ID" "$BUNDLE"
 	alive "$ID"
 	changed "$ID"
 	watches_work "$ID"
@@ -584,7 +583,7 @@ slay() {
 
 @test "killed at any moment, vzrun leaves no mount and no loop device" {
 	local delays=(0.01 0.03 0.06 0.1)
-	! full || delays=($(seq 0.005 0.005 0.2))
+	! full || mapfile -t delays < <(seq 0.005 0.005 0.2)
 	app_image "$ID"
 	slay "${delays[@]}"
 	e2fsck -fn "$BUNDLE/disk.img" || [[ $? == 4 ]] # a journal to recover
@@ -599,7 +598,7 @@ slay() {
 }
 
 @test "killed in a checkpoint or a restore, an image and an overlay are free for the next" {
-	local kind
+	local kind delay
 	for kind in image overlay; do
 		rm -rf "$VZ_TMP/template" "$BUNDLE"
 		"app_$kind" "$ID"
