@@ -31,12 +31,17 @@ type guestRoot struct {
 	place  string   // root.path, absolute: where it is mounted
 	lowers []string // of an overlay, absolute, the uppermost first
 	image  string   // of an image: file or block device, absolute
+	// uid and gid are the host's, of the guest's root.
+	uid, gid int
 }
 
 // rootOf decides, from a configuration whose root.path is absolute already.
 // That the paths exist is checked as well.
 func rootOf(bundle string, spec *specs.Spec) (guestRoot, error) {
 	g := guestRoot{place: spec.Root.Path}
+	if spec.Linux != nil {
+		g.uid, g.gid = hostID(spec.Linux.UIDMappings), hostID(spec.Linux.GIDMappings)
+	}
 	overlay, image := spec.Annotations[annotationOverlay], spec.Annotations[annotationImage]
 	if overlay != "" && image != "" {
 		return g, withHint("take one of them away", "annotations %s and %s exclude each other", annotationOverlay, annotationImage)
@@ -57,6 +62,16 @@ func rootOf(bundle string, spec *specs.Spec) (guestRoot, error) {
 		return g, g.checkLayers()
 	}
 	return g, nil
+}
+
+// hostID is the host's id of the guest's root.
+func hostID(maps []specs.LinuxIDMapping) int {
+	for _, m := range maps {
+		if m.ContainerID == 0 {
+			return int(m.HostID)
+		}
+	}
+	return 0
 }
 
 // mounted tells whether the root is something else than the directory at its

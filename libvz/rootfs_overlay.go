@@ -71,11 +71,54 @@ func (g *guestRoot) mountOverlay(ctx context.Context, userns *os.File) error {
 	own := descriptorPath(layers[0])
 	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,index=on,nfs_export=on,xino=auto",
 		joinLayers(layers[1:]), own, upperName, own, workName)
+	mount := func() error { return unix.Mount("overlay", g.place, "overlay", unix.MS_NODEV, data) }
 	err := patiently(ctx, unix.EBUSY, func() error {
-		return unix.Mount("overlay", g.place, "overlay", unix.MS_NODEV, data)
+		if userns == nil {
+			return mount()
+		}
+		return asFsUser(g.uid, g.gid, mount)
 	})
 	if err != nil {
 		return g.explainOverlay(err)
+	}
+	return g.checkWritable()
+}
+
+// asFsUser runs fn with other ids for file systems (setfsuid(2)) than the rest
+// of the process, and its capabilities, on the calling thread. Whoever mounts
+// an overlay is who the kernel works as in its layers, and the host's root has
+// no id in those that are mapped.
+func asFsUser(uid, gid int, fn func() error) error {
+	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(header, &caps[0]); err != nil {
+		return fmt.Errorf("capget: %w", err)
+	}
+	// Neither call tells whether it worked; root's does.
+	oldGid, _ := unix.SetfsgidRetGid(gid)
+	oldUid, _ := unix.SetfsuidRetUid(uid)
+	defer func() {
+		_, _ = unix.SetfsuidRetUid(oldUid)
+		_, _ = unix.SetfsgidRetGid(oldGid)
+	}()
+	// A user that is not root has lost those over files (capabilities(7)); with
+	// root they come back.
+	if err := unix.Capset(header, &caps[0]); err != nil {
+		return fmt.Errorf("capset: %w", err)
+	}
+	return fn()
+}
+
+// checkWritable: where the kernel cannot write to its work directory it mounts
+// an overlay read-only, and only logs why.
+func (g *guestRoot) checkWritable() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(g.place, &st); err != nil {
+		return err
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return withHint("is its file system full? The kernel's log says more (overlayfs)", "mount an overlay on %s: the kernel cannot write to %s",
+			g.place, filepath.Join(g.place, workName))
 	}
 	return nil
 }
