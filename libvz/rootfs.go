@@ -150,17 +150,19 @@ func (g *guestRoot) look(ctx context.Context, fn func(dir string) error) error {
 	return fn(g.place)
 }
 
-// rootPatience is how long a root may still be in use: the kernel takes the
-// mounts of a container down some time after its last process has ended, and
-// tells nobody when.
+// The kernel takes the mounts of a container down some time after its last
+// process has ended, and tells nobody when: it writes back what a file system
+// holds first. Who has ended a container waits for that; who wants its root
+// only as long as it cannot be told from another user's.
 const (
-	rootPatience = 3 * time.Second
+	rootPatience = 2 * time.Second
+	endPatience  = 15 * time.Second
 	rootPause    = 10 * time.Millisecond
 )
 
 // patiently repeats try as long as it says that what it wants is in use.
-func patiently(ctx context.Context, inUse error, try func() error) error {
-	deadline := time.Now().Add(rootPatience)
+func patiently(ctx context.Context, most time.Duration, inUse error, try func() error) error {
+	deadline := time.Now().Add(most)
 	for {
 		err := try()
 		if !errors.Is(err, inUse) || time.Now().After(deadline) {

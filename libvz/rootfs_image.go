@@ -21,7 +21,7 @@ func (g *guestRoot) mountImage(ctx context.Context, show bool) error {
 		return err
 	}
 	defer image.Close()
-	err = patiently(ctx, loop.ErrInUse, func() error { return loop.Lock(image) })
+	err = patiently(ctx, rootPatience, loop.ErrInUse, func() error { return loop.Lock(image) })
 	if errors.Is(err, loop.ErrInUse) {
 		return withHint("stop the container that has it, or unmount it; each guest needs an image of its own", "image %s: %w", g.image, err)
 	}
@@ -127,5 +127,5 @@ func awaitImage(ctx context.Context, path string) error {
 		return err
 	}
 	defer f.Close()
-	return patiently(ctx, loop.ErrInUse, func() error { return loop.Lock(f) })
+	return patiently(ctx, endPatience, loop.ErrInUse, func() error { return loop.Lock(f) })
 }

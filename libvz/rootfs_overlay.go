@@ -72,7 +72,7 @@ func (g *guestRoot) mountOverlay(ctx context.Context, userns *os.File) error {
 	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,index=on,nfs_export=on,xino=auto",
 		joinLayers(layers[1:]), own, upperName, own, workName)
 	mount := func() error { return unix.Mount("overlay", g.place, "overlay", unix.MS_NODEV, data) }
-	err := patiently(ctx, unix.EBUSY, func() error {
+	err := patiently(ctx, rootPatience, unix.EBUSY, func() error {
 		if userns == nil {
 			return mount()
 		}
