@@ -174,3 +174,79 @@ func TestOverlayIsShown(t *testing.T) {
 	must(t, os.MkdirAll(filepath.Join(g.place, upperName, "srv"), 0o755))
 	see("etc/owned", "opt", "srv")
 }
+
+// realImage is a small ext4 with a file in it.
+func realImage(t *testing.T) *guestRoot {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if _, missing := os.Stat("/dev/loop-control"); err != nil || missing != nil {
+		t.Skip("needs mkfs.ext4 and loop devices")
+	}
+	dir := t.TempDir()
+	g := &guestRoot{place: dir + "/rootfs", image: dir + "/disk.img"}
+	must(t, os.Mkdir(g.place, 0o700))
+	must(t, os.Mkdir(dir+"/tree", 0o755))
+	must(t, os.WriteFile(dir+"/tree/there", nil, 0o644))
+	must(t, os.WriteFile(g.image, nil, 0o600))
+	must(t, os.Truncate(g.image, 8<<20))
+	must(t, exec.Command(mkfs, "-q", "-d", dir+"/tree", g.image).Run())
+	return g
+}
+
+func TestImageIsMountedForOne(t *testing.T) {
+	g := realImage(t)
+	ctx := context.Background()
+	err := inPrivateMounts(func() error {
+		if err := g.mount(ctx, nil); err != nil {
+			return err
+		}
+		if err := os.WriteFile(g.place+"/made", nil, 0o600); err != nil {
+			return err
+		}
+		err := inPrivateMounts(func() error { return g.mount(ctx, nil) })
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("the second user: %v", err)
+		}
+		return nil
+	})
+	skipWithout(t, err)
+	must(t, err)
+	if _, err := os.Lstat(g.place + "/there"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the mount is seen on the host: %v", err)
+	}
+	must(t, awaitImage(ctx, g.image))
+	before, err := os.ReadFile(g.image)
+	must(t, err)
+	must(t, g.look(ctx, func(dir string) error {
+		for _, name := range []string{"there", "made"} {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(dir+"/new", nil, 0o600); !errors.Is(err, unix.EROFS) {
+			t.Errorf("written to what is shown: %v", err)
+		}
+		return nil
+	}))
+	must(t, awaitImage(ctx, g.image))
+	after, err := os.ReadFile(g.image)
+	must(t, err)
+	if string(before) != string(after) {
+		t.Error("a look has changed the image")
+	}
+}
+
+func TestDamagedImageIsRefused(t *testing.T) {
+	g := realImage(t)
+	// The superblock stays, what it describes does not.
+	must(t, os.Truncate(g.image, 4096))
+	err := inPrivateMounts(func() error { return g.mount(context.Background(), nil) })
+	var h *hinted
+	if !errors.As(err, &h) || !strings.Contains(h.hint, "e2fsck -f "+g.image) {
+		t.Errorf("got %v", err)
+	}
+	must(t, awaitImage(context.Background(), g.image))
+}
