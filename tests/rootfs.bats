@@ -133,38 +133,38 @@ alive() {
 	guest "$1" /usr/local/bin/vzguest verify /var/lib/vzcount/log
 }
 
-# watch_root has the guest watch its "/" and two other directories, and write
-# down what happens in them: by handles CRIU saves such watches.
+# watch_root has the guest watch two directories and, as systemd does, all above
+# them, and write down what happens: CRIU saves such watches by handles.
 watch_root() {
 	guest "$ID" sh -c 'mkdir -p /srv/watched
-		for path in / /etc /srv/watched; do
+		for path in /etc /srv/watched; do
 			name=watch-$(systemd-escape "$path")
 			printf "[Path]\nPathChanged=%s\n" "$path" >"/etc/systemd/system/$name.path"
 			printf "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\nExecStart=touch /run/seen-%s\n" "${name#watch-}" >"/etc/systemd/system/$name.service"
 		done
 		systemctl daemon-reload
-		for path in / /etc /srv/watched; do
+		for path in /etc /srv/watched; do
 			systemctl start "watch-$(systemd-escape "$path").path" || exit
 		done'
 }
 
 # watches_work ID: what is made in each of these directories is noticed.
 watches_work() {
-	guest "$1" sh -c 'rm -f /run/seen-*; for path in / /etc /srv/watched; do : >"$path/made-$$"; rm "$path/made-$$"; done'
-	wait_until 20 eval "[[ \$(guest '$1' sh -c 'ls /run/seen-*' | wc -l) == 3 ]]"
+	guest "$1" sh -c 'rm -f /run/seen-*; for path in /etc /srv/watched; do : >"$path/made-$$"; rm "$path/made-$$"; done'
+	wait_until 20 eval "[[ \$(guest '$1' sh -c 'ls /run/seen-*' | wc -l) == 2 ]]"
 }
 
 # change makes changes of all sorts in the guest's root; changed ID sees them.
 change() {
 	guest "$ID" sh -c 'echo kept >/root/kept; chown daemon:daemon /root/kept
 		mv /etc/nginx /etc/nginx2; mkdir /etc/nginx; cp -a /etc/nginx2/. /etc/nginx/
-		rm /etc/issue; rm -r /usr/share/keyrings; mkdir /usr/share/keyrings; echo new >/usr/share/keyrings/new
+		rm /etc/issue; rm -r /usr/share/zsh; mkdir /usr/share/zsh; echo new >/usr/share/zsh/new
 		ln /etc/hosts /etc/hosts.link; echo more >>/etc/hosts; sync'
 }
 
 changed() {
 	guest "$1" sh -c '[ "$(cat /root/kept)" = kept ] && [ "$(stat -c %U:%G:%u /root/kept)" = daemon:daemon:1 ] &&
-		[ ! -e /etc/issue ] && [ "$(ls /usr/share/keyrings)" = new ] &&
+		[ ! -e /etc/issue ] && [ "$(ls /usr/share/zsh)" = new ] &&
 		grep -qx more /etc/hosts.link && [ "$(stat -c %u:%g / /etc/passwd | sort -u)" = 0:0 ]'
 }
 
