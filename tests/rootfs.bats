@@ -280,17 +280,25 @@ page_of() {
 }
 
 @test "overlay: several templates, the uppermost wins; the init may be in any of them" {
-	mkdir -p "$VZ_TMP/top: a,b/etc" "$BUNDLE"
-	# Names hold what mount options are made of, but ':' separates templates.
-	mv "$VZ_TMP/top: a,b" "$VZ_TMP/top a,b\\"
-	echo top >"$VZ_TMP/top a,b\\/etc/layer"
-	chmod 0711 "$BUNDLE"
-	describe "$BUNDLE" "$ID" --template "$VZ_TMP/top a,b\\:$VZRUN_DEBIAN"
+	# A name may hold what mount options are made of; ':' separates templates.
+	local top="$VZ_TMP/top a,b\\"
+	mkdir -p "$top/etc" "$top/opt"
+	mkdir -m 0711 "$BUNDLE"
+	echo top >"$top/etc/layer"
+	cp "$VZRUN_DEBIAN/usr/bin/cat" "$top/opt/cat"
+	setcap cap_dac_read_search=ep "$top/opt/cat"
+	describe "$BUNDLE" "$ID" --template "$top:$VZRUN_DEBIAN"
 	[[ $(jq -r '.annotations["org.vzrun.guest"]' "$BUNDLE/config.json") == systemd ]]
 	boot
 	[[ $(guest "$ID" cat /etc/layer) == top ]]
 	guest "$ID" sh -c 'echo guest >/etc/layer'
-	[[ $(<"$VZ_TMP/top a,b\\/etc/layer") == top && $(<"$BUNDLE/rootfs/upper/etc/layer") == guest ]]
+	[[ $(<"$top/etc/layer") == top && $(<"$BUNDLE/rootfs/upper/etc/layer") == guest ]]
+	# File capabilities count, of the template's and of the guest's own files.
+	guest "$ID" setpriv --reuid=1 --regid=1 --clear-groups /opt/cat /etc/shadow | grep -q '^root:'
+	run ! guest "$ID" setpriv --reuid=1 --regid=1 --clear-groups cat /etc/shadow
+	guest "$ID" cp -a /opt/cat /opt/copy
+	guest "$ID" setpriv --reuid=1 --regid=1 --clear-groups /opt/copy /etc/shadow | grep -q '^root:'
+	[[ $(getcap "$BUNDLE/rootfs/upper/opt/copy") == *cap_dac_read_search* ]]
 	# The guest learns nothing of the host's directories.
 	[[ $(guest "$ID" cat /proc/self/mountinfo) != *"$VZ_TMP"* ]]
 }
