@@ -219,7 +219,7 @@ func (g *guestRoot) explainOverlay(err error) error {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return explainSpace(err, g.place)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
-		return withHint("put template and bundle on ext4, xfs, btrfs or tmpfs; the kernel's log says more",
+		return withHint("put template and bundle on ext4, xfs, btrfs or tmpfs, with Linux 5.19 or newer; the kernel's log says more",
 			"mount an overlay on %s: %w by these file systems: %w", g.place, ErrUnsupported, err)
 	}
 	return fmt.Errorf("mount an overlay on %s: %w", g.place, err)

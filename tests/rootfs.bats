@@ -241,6 +241,11 @@ copy_upper() {
 	[[ $(stat -c %a "$BUNDLE/rootfs") == 700 ]]
 	[[ $(tree_sum "$VZRUN_DEBIAN" usr) == "$before" ]]
 	clone_life
+	# Its images are of no use for another kind of root.
+	edit_config "$VZ_TMP/clone" 'del(.annotations["org.vzrun.rootfs.overlay"])'
+	fails 1 'the kind of rootfs is directory in the bundle and overlay in the images' \
+		vz restore --detach --bundle "$VZ_TMP/clone" --image-path "$VZ_TMP/images-1" "$ID"
+	assert_nothing_left
 }
 
 # page_of PID FILE prints the number of the physical page that holds the first

@@ -67,6 +67,25 @@ func TestMendWatchesRefusesNonsense(t *testing.T) {
 	}
 }
 
+func FuzzMendWatches(f *testing.F) {
+	f.Add(inotifyOf(0x3d, "/", 152))
+	f.Add(message(13, message(5, message(7, message(1, 99, 3, 1, 4, []byte("/"))))))
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		path := filepath.Join(t.TempDir(), "files.img")
+		writeImage(t, path, entry)
+		mended, err := mendFile(path, func(watch) (place, error) { return place{"/run", 85}, nil })
+		if err != nil || mended == nil {
+			return
+		}
+		if err := os.WriteFile(path, mended, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readImage(path); err != nil {
+			t.Errorf("mended, it cannot be read: %v", err)
+		}
+	})
+}
+
 // A directory of a tmpfs is found by its handle, whatever mount is asked first.
 func TestFindWatched(t *testing.T) {
 	if os.Geteuid() != 0 {
