@@ -26,6 +26,8 @@ func specCommand() *cli.Command {
 			&cli.BoolFlag{Name: "system", Usage: "for a whole operating system"},
 			&cli.StringFlag{Name: "hostname", Usage: "with --system: the guest's `NAME`"},
 			&cli.StringFlag{Name: "rootfs", Value: "rootfs", Usage: "with --system: root file system at `PATH`, relative to the bundle"},
+			&cli.StringFlag{Name: "template", Usage: "with --system: share the root file system in `DIR`, and write beside it; several with ':', the uppermost first"},
+			&cli.StringFlag{Name: "image", Usage: "with --system: the root file system in `FILE`, a file or block device with ext4, xfs or btrfs"},
 			&cli.StringFlag{Name: "ram", Usage: "with --system: limit of memory, a `SIZE` such as 512M"},
 			&cli.StringFlag{Name: "swap", Usage: "with --system: limit of swap, a `SIZE` such as 2G"},
 			&cli.StringFlag{Name: "ids", Usage: "with --system: the host's ids, `FIRST[:SIZE]` (default: a range that nobody has)"},
@@ -66,7 +68,7 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "ids", "cpus"} {
+		for _, name := range []string{"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus"} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -92,7 +94,18 @@ func newSpec(c *cli.Context) (*specs.Spec, error) {
 }
 
 func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
-	o := libvz.SpecOptions{Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus")}
+	o := libvz.SpecOptions{
+		Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"),
+		Template: c.String("template"), Image: c.String("image"),
+	}
+	if o.Template != "" && o.Image != "" {
+		return o, &usageError{msg: "spec: --template and --image exclude each other"}
+	}
+	for _, name := range []string{"template", "image"} {
+		if c.IsSet(name) && c.String(name) == "" {
+			return o, &usageError{msg: "spec: --" + name + " is empty"}
+		}
+	}
 	var err error
 	if o.RAM, err = parseSize("ram", c.String("ram")); err != nil {
 		return o, err

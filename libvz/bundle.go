@@ -108,29 +108,12 @@ func checkSpec(spec *specs.Spec) error {
 	return checkProcess(spec.Process)
 }
 
-// resolveRootfs returns the rootfs as an absolute path without symbolic links.
-// A relative path is resolved below the bundle: a link in an unpacked bundle
-// could otherwise make any directory of the host somebody's root.
+// resolveRootfs returns the rootfs, a directory, as an absolute path without
+// symbolic links.
 func resolveRootfs(bundle, path string) (string, error) {
-	resolved := path
-	if !filepath.IsAbs(path) {
-		resolved = filepath.Join(bundle, path)
-	}
-	resolved, err := filepath.EvalSymlinks(resolved)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", withHint("root.path in config.json is relative to the bundle", "rootfs %s: %w", filepath.Join(bundle, path), fs.ErrNotExist)
-	}
+	resolved, err := resolveInBundle(bundle, path, "rootfs")
 	if err != nil {
-		return "", fmt.Errorf("rootfs: %w", err)
-	}
-	if !filepath.IsAbs(path) {
-		home, err := filepath.EvalSymlinks(bundle)
-		if err != nil {
-			return "", err
-		}
-		if resolved != home && !strings.HasPrefix(resolved, home+"/") {
-			return "", withHint("give its absolute path in config.json if that is meant", "rootfs %s leads out of the bundle, to %s", path, resolved)
-		}
+		return "", err
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(resolved, &st); err != nil {
@@ -138,6 +121,38 @@ func resolveRootfs(bundle, path string) (string, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return "", fmt.Errorf("rootfs %s is not a directory", resolved)
+	}
+	return resolved, nil
+}
+
+// resolveInBundle returns what a configuration names, as an absolute path
+// without symbolic links. A relative path is resolved below the bundle: a link
+// in an unpacked bundle could otherwise make any directory of the host
+// somebody's root.
+func resolveInBundle(bundle, path, what string) (string, error) {
+	named := path
+	if !filepath.IsAbs(path) {
+		named = filepath.Join(bundle, path)
+	}
+	resolved, err := filepath.EvalSymlinks(named)
+	if errors.Is(err, fs.ErrNotExist) {
+		hint := "root.path in config.json is relative to the bundle"
+		if what != "rootfs" {
+			hint = "its path in config.json is absolute, or relative to the bundle"
+		}
+		return "", withHint(hint, "%s %s: %w", what, named, fs.ErrNotExist)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", what, err)
+	}
+	if !filepath.IsAbs(path) {
+		home, err := filepath.EvalSymlinks(bundle)
+		if err != nil {
+			return "", err
+		}
+		if !within(resolved, home) {
+			return "", withHint("give its absolute path in config.json if that is meant", "%s %s leads out of the bundle, to %s", what, path, resolved)
+		}
 	}
 	return resolved, nil
 }

@@ -163,7 +163,9 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			return nil, fmt.Errorf("record network links: %w", err)
 		}
 	}
-	mounts, err := externalMounts(&st.Config, nil)
+	config := st.Config
+	config.Rootfs = seenRoot(&config, st.InitProcessPid)
+	mounts, err := externalMounts(&config, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +300,8 @@ func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.
 	if err := vnet.Gone(ctx, links); err != nil {
 		c.host.warn(c.id, "%v", err)
 	}
+	config := c.lc.Config()
+	c.host.awaitRoot(ctx, c.id, &config)
 	// Destroy goes by the status last seen, and a paused one has cgroups.
 	if _, err := c.lc.Status(); err != nil {
 		return err

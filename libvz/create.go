@@ -78,6 +78,10 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	n := &nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
 	defer func() { retErr = n.settle("create", retErr) }()
 	err = n.build("create", func() error {
+		if err := n.root.mount(ctx, n.userns); err != nil {
+			return err
+		}
+		n.checkHandles()
 		if err := n.showRootfs(); err != nil {
 			return err
 		}
@@ -138,6 +142,7 @@ type nascent struct {
 	lc     *libcontainer.Container
 	// cgroups are the container's directories, by controller.
 	cgroups map[string]string
+	root    guestRoot
 	userns  *os.File // nil unless the rootfs is id-mapped
 	joins   bool     // the container is to join userns, not to make one
 	// view is where the container finds its rootfs when it begins: the
@@ -153,7 +158,10 @@ func (n *nascent) build(op string, fn func() error) error {
 	if err != nil {
 		return err
 	}
-	n.view = n.spec.Root.Path
+	if n.root, err = rootOf(n.bundle, n.spec); err != nil {
+		return err
+	}
+	n.view = n.root.place
 	if err := n.checkWay(mapped); err != nil {
 		return err
 	}
@@ -173,7 +181,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		return fn()
 	}
 	// A thread of its own costs a hand-over between threads at each wait.
-	if !mapped && n.view != viewPlace && op != "restore" {
+	if !mapped && !n.root.mounted() && n.view != viewPlace && op != "restore" {
 		return make()
 	}
 	return inPrivateMounts(func() error {
@@ -263,6 +271,14 @@ func withBundle(labels []string, bundle string) []string {
 		}
 	}
 	return append(out, "bundle="+bundle)
+}
+
+// checkHandles warns where an overlay cannot be checkpointed later.
+func (n *nascent) checkHandles() {
+	if len(n.root.lowers) > 0 && !hasHandles(n.root.place) {
+		n.host.warn(n.id, "the overlay on %s has no file handles (index, nfs_export): a checkpoint will fail where a program watches files; "+
+			"put template and bundle on ext4, xfs, btrfs or tmpfs", n.root.place)
+	}
 }
 
 // settle ends the operation: on success the journal entry goes, on failure

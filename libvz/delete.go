@@ -56,6 +56,7 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err := vnet.Gone(ctx, links); err != nil {
 			c.host.warn(c.id, "%v", err)
 		}
+		c.host.awaitRoot(ctx, c.id, &st.Config)
 		// Nothing is left for it to remove; it runs the poststop hooks, and
 		// one that fails is only worth a warning (runtime-spec, config.md).
 		if err := c.lc.Destroy(); err != nil {

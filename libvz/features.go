@@ -23,6 +23,8 @@ func Features() *features.Features {
 		MountOptions:  mountOptions(),
 		Annotations: map[string]string{
 			"org.vzrun.checkpoint": "true",
+			// What may be mounted at root.path, by the annotation that says so.
+			"org.vzrun.rootfs.kinds": "directory,overlay,image",
 			// Engines ask it by this name before they offer checkpoints.
 			"org.opencontainers.runc.checkpoint.enabled": "true",
 		},

@@ -280,6 +280,9 @@ func sameGuest(saved, bundle *specs.Spec) error {
 	if is, was := bundle.Annotations[annotationRootfs], saved.Annotations[annotationRootfs]; is != was {
 		return differs(annotationRootfs, is, was)
 	}
+	if is, was := rootKind(bundle), rootKind(saved); is != was {
+		return differs("the kind of rootfs", is, was)
+	}
 	return nil
 }
 

@@ -161,7 +161,8 @@ func idMapped(path string, userns *os.File) (*os.File, error) {
 	if err != nil {
 		f.Close()
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-			return nil, withHint("use a directory on ext4, xfs, btrfs or tmpfs, or take the annotation "+annotationRootfs+" away and shift the owners on disk",
+			return nil, withHint("use a directory on ext4, xfs, btrfs or tmpfs, name an overlay's layers in "+annotationOverlay+
+				", or take the annotation "+annotationRootfs+" away and shift the owners on disk",
 				"map ids of %s: %w: its file system has no id-mapped mounts (%v)", path, ErrUnsupported, err)
 		}
 		return nil, fmt.Errorf("map ids of %s: %w", path, err)
@@ -185,4 +186,15 @@ func attach(tree *os.File, target string) error {
 		return fmt.Errorf("mount %s: %w", target, err)
 	}
 	return nil
+}
+
+// coverRootfs mounts the id-mapped view of rootfs over rootfs itself, for the
+// calling thread's mount namespace (see inPrivateMounts).
+func coverRootfs(rootfs string, userns *os.File) error {
+	tree, err := idMapped(rootfs, userns)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return attach(tree, rootfs)
 }

@@ -196,7 +196,7 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		if r.hostNet != nil {
 			defer r.hostNet.Close()
 		}
-		if err := r.fillOptions(work); err != nil {
+		if err := r.fillOptions(ctx, work); err != nil {
 			return err
 		}
 		if r.opts.ImagesDir != nil {
@@ -231,8 +231,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 
 // fillOptions makes the places that CRIU restores into. It runs in the private
 // mount namespace.
-func (r *revival) fillOptions(work string) error {
+func (r *revival) fillOptions(ctx context.Context, work string) error {
 	m, o := r.manifest, r.options
+	if err := r.root.mount(ctx, nil); err != nil {
+		return err
+	}
 	mounts, err := externalMounts(r.config, r.cgroups)
 	if err != nil {
 		return err
@@ -260,23 +263,29 @@ func (r *revival) fillOptions(work string) error {
 			r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: target, File: r.opts.Stdio[i]})
 		}
 	}
-	// On the rootfs itself: an id-mapped view shows the host's root as nobody.
+	// Before owners are mapped: then the host's root is nobody.
 	if err := makeMountPoints(r.config.Rootfs, r.config.Mounts); err != nil {
 		return err
 	}
-	if err := r.mountRoot(); err != nil {
+	if err := r.finishRoot(ctx); err != nil {
 		return err
 	}
 	return r.shareImages()
 }
 
-// mountRoot makes the rootfs a mount point, as CRIU wants it: the id-mapped
-// view of it, or itself.
-func (r *revival) mountRoot() error {
-	if r.userns != nil || r.view == viewPlace {
+// finishRoot makes the root a mount point, as CRIU wants it, with mapped owners
+// where that is asked for, and shows it where the container's root may walk.
+func (r *revival) finishRoot(ctx context.Context) error {
+	if err := r.root.mapOwners(ctx, r.userns); err != nil {
+		return err
+	}
+	if r.view != r.root.place {
 		return r.showRootfs()
 	}
-	if err := unix.Mount(r.config.Rootfs, r.config.Rootfs, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+	if r.userns != nil || r.root.mounted() {
+		return nil
+	}
+	if err := unix.Mount(r.root.place, r.root.place, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("mount rootfs: %w", err)
 	}
 	return nil

@@ -69,6 +69,10 @@ func checkUnprivileged(spec *specs.Spec) error {
 		return withHint("take the annotation "+annotationRootfs+" away and shift the owners on disk; or run it as root",
 			"%w: user id %d may not mount an id-mapped rootfs", ErrUnsupported, os.Geteuid())
 	}
+	if kind := rootKind(spec); kind != "directory" {
+		return withHint("mount it before, and take the annotation away; or run it as root",
+			"%w: user id %d may not mount a rootfs that is an %s", ErrUnsupported, os.Geteuid(), kind)
+	}
 	return nil
 }
 

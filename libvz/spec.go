@@ -3,13 +3,11 @@ package libvz
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
-	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -22,6 +20,12 @@ type SpecOptions struct {
 	// name it: absolute, or relative to the bundle, which is the working
 	// directory.
 	Rootfs, Hostname string
+	// Template and Image say what is mounted at Rootfs; at most one of them.
+	// Template is one or more directories, separated by ':', that the guest
+	// shares with others, and writes beside; Image is a file or block
+	// device with a file system. "" = Rootfs is the guest's root itself.
+	// Rootfs is made where it is missing.
+	Template, Image string
 	// RAM and Swap are limits in bytes, Swap beyond RAM; 0 = no limit.
 	RAM, Swap int64
 	CPUs      float64 // CPU time per wall time; 0 = no limit
@@ -45,17 +49,11 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := os.Stat(dir)
-	if err == nil && !st.IsDir() {
-		err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
-	}
+	annotations, err := rootAnnotations(o)
 	if err != nil {
-		return nil, withHint("name the guest's root directory with --rootfs", "rootfs: %w", err)
+		return nil, err
 	}
-	init, path, err := guest.Detect(dir)
-	if errors.Is(err, guest.ErrNoInit) {
-		return nil, withHint("without --system the configuration is for a single program", "%w", err)
-	}
+	init, path, err := detectInit(dir, annotations)
 	if err != nil {
 		return nil, err
 	}
@@ -66,11 +64,16 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if _, err := rand.Read(uuid); err != nil {
 		return nil, err
 	}
-	return guest.Spec(guest.SpecOptions{
+	spec, err := guest.Spec(guest.SpecOptions{
 		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
 		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: o.IDSize,
 		UUID: hex.EncodeToString(uuid),
 	})
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(spec.Annotations, annotations)
+	return spec, nil
 }
 
 // takeIDs claims a range of ids for the bundle that is the working directory.

@@ -90,7 +90,7 @@ func (n *nascent) checkWay(mapped bool) error {
 	if len(uids) == 0 || len(gids) == 0 {
 		return nil
 	}
-	rootfs := n.spec.Root.Path
+	rootfs := n.root.place
 	way, err := wayTo(rootfs)
 	if err != nil {
 		return err
@@ -107,7 +107,7 @@ func (n *nascent) checkWay(mapped bool) error {
 		}
 		return nil
 	}
-	if !mapped || !openToAll(way) || n.spec.Annotations[annotationOpen] == "true" {
+	if !mapped || n.root.hidden() || !openToAll(way) || n.spec.Annotations[annotationOpen] == "true" {
 		return nil
 	}
 	var st unix.Statfs_t
@@ -121,27 +121,18 @@ func (n *nascent) checkWay(mapped bool) error {
 		"%w: every user of this host can walk to %s, where programs that are set-uid root in the guest are so on the host", ErrRefused, rootfs)
 }
 
-// showRootfs gives the calling thread's mount namespace the view of the rootfs
-// that the container begins with, where that is not the rootfs as it stands.
+// showRootfs mounts what stands at the rootfs's place where the container's root
+// may walk to it, for the calling thread's mount namespace.
 func (n *nascent) showRootfs() error {
-	if n.userns == nil && n.view == n.config.Rootfs {
+	if n.view == n.root.place {
 		return nil
 	}
-	tree, err := n.rootfsTree()
+	tree, err := cloneTree(n.root.place, unix.AT_RECURSIVE)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
 	return attach(tree, n.view)
-}
-
-// rootfsTree returns a detached mount of the rootfs, id-mapped where that is
-// wanted.
-func (n *nascent) rootfsTree() (*os.File, error) {
-	if n.userns != nil {
-		return idMapped(n.config.Rootfs, n.userns)
-	}
-	return cloneTree(n.config.Rootfs, unix.AT_RECURSIVE)
 }
 
 // isMapped tells whether an id of the host has a counterpart in the container.

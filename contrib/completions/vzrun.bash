@@ -5,7 +5,8 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --console-socket --pidfd-socket --pid-file --preserve-fds --format -f --process
  -p --cwd --env -e --user -u --additional-gids -g --process-label --apparmor
  --cap -c --cgroup --timeout --image-path --work-path --parent-path
- --manage-cgroups-mode --veth --hostname --rootfs --ram --swap --cpus --ids
+ --manage-cgroups-mode --veth --hostname --rootfs --template --image --ram
+ --swap --cpus --ids
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
@@ -40,7 +41,7 @@ _vzrun_flags() {
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
-	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus --ids' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids' ;;
 	esac
 	echo '--help'
 }
@@ -57,11 +58,11 @@ _vzrun_value() {
 		[[ $verb == ready ]] && plain=text
 		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
 		;;
-	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs)
+	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;
-	--log | --criu | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r)
+	--log | --criu | --image | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		;;

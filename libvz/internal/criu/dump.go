@@ -124,6 +124,9 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 			if err := mendExeLinks(o.Images); err != nil {
 				return err
 			}
+			if err := mendWatches(o.Images, o.Pid); err != nil {
+				return err
+			}
 		}
 		if consent == nil {
 			return nil

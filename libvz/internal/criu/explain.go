@@ -80,6 +80,8 @@ func symptoms() []symptom {
 		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again"),
 		s(`External socket is used`, "a unix socket of the guest is connected to one outside", "add --ext-unix-sk, or close that connection"),
 		s(`Found dangling pty|Found slave peer without master|tty.*Don't have tty to inherit session|Found session leader with no`, "a task holds a terminal whose other end is outside the guest", "end that session (log out), or add --shell-job"),
+		s(`Can't dump that handle`, "a program watches a file that has no lasting handle, as on an overlay without index and nfs_export",
+			"mount the overlay with index=on,nfs_export=on, or name its layers in the annotation org.vzrun.rootfs.overlay"),
 		s(`doesn't have a proper root mount`, "a mount inside the guest comes from outside its root", "name that mount in config.json, so that it is saved as an external one"),
 		s(`Can't lookup mount=|Can't open mount|Can't find mount for`, "a task has a file open on a mount that is not part of the guest", "end that task (an exec'ed session?) and try again"),
 		s(`Some file locks are hold by dumping tasks`, "tasks hold file locks", "add --file-locks"),
