@@ -277,6 +277,11 @@ func sameGuest(saved, bundle *specs.Spec) error {
 	if is, was := fmt.Sprint(mountPoints(bundle)), fmt.Sprint(mountPoints(saved)); is != was {
 		return differs("mounts", is, was)
 	}
+	if same, err := sameFeatures(bundle, saved); err != nil {
+		return err
+	} else if !same {
+		return differs(annotationFeatures, bundle.Annotations[annotationFeatures], saved.Annotations[annotationFeatures])
+	}
 	if is, was := bundle.Annotations[annotationRootfs], saved.Annotations[annotationRootfs]; is != was {
 		return differs(annotationRootfs, is, was)
 	}

@@ -129,13 +129,15 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
-	entry, err := h.claim(id)
-	if err != nil {
+	r := &revival{
+		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
+		images:  images, chain: chain, manifest: m, options: o, links: links,
+	}
+	if err := r.openFeatures(); err != nil {
 		return nil, err
 	}
-	r := &revival{
-		nascent: nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
-		images:  images, chain: chain, manifest: m, options: o, links: links,
+	if r.entry, err = h.claim(id); err != nil {
+		return nil, err
 	}
 	r.opts.Criu = path
 	return r, nil
@@ -262,6 +264,9 @@ func (r *revival) fillOptions(work string) error {
 	}
 	// On the rootfs itself: an id-mapped view shows the host's root as nobody.
 	if err := makeMountPoints(r.config.Rootfs, r.config.Mounts); err != nil {
+		return err
+	}
+	if err := r.makeNodes(); err != nil {
 		return err
 	}
 	if err := r.mountRoot(); err != nil {
