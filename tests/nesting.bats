@@ -70,6 +70,9 @@ link_up() {
 	guest "$ID" sh -c 'ip link set lo up; ip addr add 10.77.0.2/24 dev eth0; ip link set eth0 up'
 }
 
+# docker_is_idle tells whether the guest's bridge has lost its carrier.
+docker_is_idle() { guest "$ID" ip route show | grep -q 'docker0 .*linkdown'; }
+
 # outside CMD... runs a command at the other end of the guest's link.
 outside() { ip netns exec "$NETNS" "$@"; }
 
@@ -200,6 +203,9 @@ outside() { ip netns exec "$NETNS" "$@"; }
 	docker run --detach --name kept busybox sleep 1000 >/dev/null
 	docker stop --timeout 0 kept
 	ip -n "$NETNS" link delete out
+	# The kernel marks routes of an interface without a carrier after a while, and
+	# would not take them back like that.
+	wait_until 20 docker_is_idle
 	vz checkpoint --image-path "$T/images" "$ID"
 	vz restore --detach --bundle "$BUNDLE" --image-path "$T/images" "$ID" </dev/null >"$T/restore.log" 2>&1 3>&- || {
 		cat "$T/restore.log"
