@@ -32,6 +32,7 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "swap", Usage: "with --system: limit of swap, a `SIZE` such as 2G"},
 			&cli.StringFlag{Name: "ids", Usage: "with --system: the host's ids, `FIRST[:SIZE]` (default: a range that nobody has)"},
 			&cli.Float64Flag{Name: "cpus", Usage: "with --system: processor time, a `NUMBER` such as 1.5"},
+			&cli.StringFlag{Name: "features", Usage: "with --system: allow the guest what stands in `LIST`: " + strings.Join(libvz.GuestFeatures(), ",")},
 		},
 		Action: writeSpec,
 	}
@@ -68,7 +69,7 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus"} {
+		for _, name := range []string{"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus", "features"} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -96,7 +97,7 @@ func newSpec(c *cli.Context) (*specs.Spec, error) {
 func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
 	o := libvz.SpecOptions{
 		Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"),
-		Template: c.String("template"), Image: c.String("image"),
+		Template: c.String("template"), Image: c.String("image"), Features: c.String("features"),
 	}
 	if o.Template != "" && o.Image != "" {
 		return o, &usageError{msg: "spec: --template and --image exclude each other"}

@@ -201,8 +201,11 @@ func (c *Container) savableTasks(ctx context.Context, init int) ([]task, error) 
 			return nil, err
 		}
 		err = refuse(findObstacles(tasks))
-		if err == nil || n == obstacleLooks {
-			return tasks, err
+		if err == nil {
+			return tasks, c.refuseFuse(init)
+		}
+		if n == obstacleLooks {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():

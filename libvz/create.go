@@ -69,19 +69,23 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		return nil, err
 	}
 	p.Init, p.LogLevel = true, h.opts.LogLevel
-
-	entry, err := h.claim(id)
-	if err != nil {
+	n := &nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
+	if err := n.openFeatures(); err != nil {
 		return nil, err
 	}
-	defer entry.Close()
-	n := &nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring}
+	if n.entry, err = h.claim(id); err != nil {
+		return nil, err
+	}
+	defer n.entry.Close()
 	defer func() { retErr = n.settle("create", retErr) }()
 	err = n.build("create", func() error {
 		if err := n.root.mount(ctx, n.userns); err != nil {
 			return err
 		}
 		n.checkHandles()
+		if err := n.makeNodes(); err != nil {
+			return err
+		}
 		if err := n.showRootfs(); err != nil {
 			return err
 		}
@@ -137,6 +141,7 @@ type nascent struct {
 	id, bundle         string
 	spec               *specs.Spec
 	noPivot, noKeyring bool
+	nodes              []guest.Node // devices that its features need
 
 	config *configs.Config
 	lc     *libcontainer.Container
@@ -181,7 +186,7 @@ func (n *nascent) build(op string, fn func() error) error {
 		return fn()
 	}
 	// A thread of its own costs a hand-over between threads at each wait.
-	if !mapped && !n.root.mounted() && n.view != viewPlace && op != "restore" {
+	if !mapped && !n.root.mounted() && n.view != viewPlace && op != "restore" && len(n.nodes) == 0 {
 		return make()
 	}
 	return inPrivateMounts(func() error {

@@ -92,6 +92,44 @@ func TestFindObstacles(t *testing.T) {
 	}
 }
 
+func TestContainersInsideAreObstacles(t *testing.T) {
+	ns := func(pid, other uint64) map[string]uint64 {
+		return map[string]uint64{"user": 1, "uts": other, "ipc": other, "pid": pid}
+	}
+	init := task{Pid: 100, Parent: 1, Guest: 1, Command: "systemd", Namespaces: ns(4, 3)}
+	id := strings.Repeat("0123456789abcdef", 4)
+	container := func(pid int, unit string, pidns uint64) task {
+		return task{Pid: pid, Parent: 100, Guest: pid - 90, Command: "sh", Unit: unit, Namespaces: ns(pidns, pidns)}
+	}
+	docker := "docker-" + id + ".scope"
+	found := findObstacles([]task{init, container(110, docker, 9), container(111, docker, 9), container(112, "libpod-"+id+".scope", 10), container(113, "", 11)})
+	if len(found) != 3 {
+		t.Fatalf("not one line for each container: %v", found)
+	}
+	err := refuse(found)
+	for _, want := range []string{docker, "pid 20", "libpod-", "pid 23", "is a container inside the guest"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not name %s", err, want)
+		}
+	}
+	for i, want := range []string{"docker stop 0123456789ab,", "podman stop 0123456789ab,", "process 23 belongs to"} {
+		if !strings.Contains(found[i].Remedy, want) {
+			t.Errorf("remedy %q does not say %s", found[i].Remedy, want)
+		}
+	}
+	// One that shares namespaces with the guest is no less in the way.
+	shared := container(114, docker, 12)
+	shared.Namespaces["pid"] = 4
+	found = findObstacles([]task{init, shared})
+	if len(found) != 1 || !strings.Contains(found[0].String(), "uts namespace") || !strings.Contains(found[0].Remedy, "docker stop") {
+		t.Errorf("shared: %v, %q", found, found[0].Remedy)
+	}
+	other := container(115, "thing.scope", 13)
+	if found = findObstacles([]task{init, other}); len(found) != 1 || !strings.Contains(found[0].Remedy, "systemctl stop thing.scope") {
+		t.Errorf("other: %v", found)
+	}
+}
+
 func TestResolveRootfs(t *testing.T) {
 	outside := t.TempDir()
 	bundle := t.TempDir()

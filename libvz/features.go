@@ -3,6 +3,7 @@ package libvz
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -10,6 +11,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"github.com/vzrun/vzrun/libvz/internal/guest"
 )
 
 // Features returns what this runtime can do, in the runtime specification's
@@ -25,6 +28,8 @@ func Features() *features.Features {
 			"org.vzrun.checkpoint": "true",
 			// What may be mounted at root.path, by the annotation that says so.
 			"org.vzrun.rootfs.kinds": "directory,overlay,image",
+			// Names that the annotation of that name knows in config.json.
+			annotationFeatures: strings.Join(guest.Features(), ","),
 			// Engines ask it by this name before they offer checkpoints.
 			"org.opencontainers.runc.checkpoint.enabled": "true",
 		},

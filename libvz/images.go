@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
@@ -77,9 +78,12 @@ func newImageDir(dir string) error {
 	return nil
 }
 
-// seal makes the images in dir durable and writes the manifest. After it
+// seal makes the images in dir fit to be restored and durable, and writes the manifest. After it
 // returns nil, the checkpoint survives a loss of power.
 func (m *manifest) seal(dir string) error {
+	if err := criu.ReviveRoutes(dir); err != nil {
+		return err
+	}
 	if err := m.inventory(dir); err != nil {
 		return err
 	}
@@ -276,6 +280,11 @@ func sameGuest(saved, bundle *specs.Spec) error {
 	}
 	if is, was := fmt.Sprint(mountPoints(bundle)), fmt.Sprint(mountPoints(saved)); is != was {
 		return differs("mounts", is, was)
+	}
+	if same, err := sameFeatures(bundle, saved); err != nil {
+		return err
+	} else if !same {
+		return differs(annotationFeatures, bundle.Annotations[annotationFeatures], saved.Annotations[annotationFeatures])
 	}
 	if is, was := bundle.Annotations[annotationRootfs], saved.Annotations[annotationRootfs]; is != was {
 		return differs(annotationRootfs, is, was)

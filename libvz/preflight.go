@@ -48,11 +48,19 @@ func findObstacles(tasks []task) []obstacle {
 	if len(tasks) == 0 {
 		return nil
 	}
-	init, inside := tasks[0], map[int]bool{}
+	init, inside, containers := tasks[0], map[int]bool{}, map[uint64]bool{}
 	for _, t := range tasks {
 		inside[t.Pid] = true
 	}
 	for _, t := range tasks[1:] {
+		if isContainer(t, init) {
+			// One line says it for all of its processes; the first is its init.
+			if ns := t.Namespaces["pid"]; !containers[ns] {
+				containers[ns] = true
+				found = append(found, obstacle{t, "is a container inside the guest, whose namespaces CRIU cannot save", remedyForContainer(t)})
+			}
+			continue
+		}
 		for _, n := range nested() {
 			if t.Namespaces[n.ns] == init.Namespaces[n.ns] || t.Namespaces[n.ns] == 0 {
 				continue
@@ -75,11 +83,40 @@ func findObstacles(tasks []task) []obstacle {
 }
 
 func remedyFor(t task, setting string) string {
-	if t.Unit == "" {
+	switch {
+	case t.Unit == "":
 		return fmt.Sprintf("end process %d in the guest", t.Guest)
+	case strings.HasSuffix(t.Unit, ".scope"): // has no such settings: somebody else made its processes
+		return remedyForContainer(t)
 	}
 	return fmt.Sprintf("in the guest: set %sno in a drop-in of %s and restart it, or stop it", setting, t.Unit)
 }
+
+// isContainer tells a container of an engine inside the guest from a service: it
+// has all of these namespaces.
+func isContainer(t, init task) bool {
+	for _, ns := range []string{"pid", "uts", "ipc"} {
+		if t.Namespaces[ns] == init.Namespaces[ns] || t.Namespaces[ns] == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func remedyForContainer(t task) string {
+	for prefix, program := range map[string]string{"docker-": "docker", "libpod-": "podman"} {
+		if id, ok := strings.CutPrefix(strings.TrimSuffix(t.Unit, ".scope"), prefix); ok && len(id) >= shortID {
+			return fmt.Sprintf("in the guest: %s stop %s, and start it again afterwards", program, id[:shortID])
+		}
+	}
+	if t.Unit == "" {
+		return fmt.Sprintf("in the guest: stop the container that process %d belongs to, with the engine that started it", t.Guest)
+	}
+	return "in the guest: systemctl stop " + t.Unit
+}
+
+// shortID is how many digits of an id engines show.
+const shortID = 12
 
 // String names the task as an administrator of the guest knows it.
 func (o obstacle) String() string {

@@ -129,13 +129,15 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
-	entry, err := h.claim(id)
-	if err != nil {
+	r := &revival{
+		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
+		images:  images, chain: chain, manifest: m, options: o, links: links,
+	}
+	if err := r.openFeatures(); err != nil {
 		return nil, err
 	}
-	r := &revival{
-		nascent: nascent{host: h, entry: entry, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
-		images:  images, chain: chain, manifest: m, options: o, links: links,
+	if r.entry, err = h.claim(id); err != nil {
+		return nil, err
 	}
 	r.opts.Criu = path
 	return r, nil
@@ -265,6 +267,9 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 	}
 	// Before owners are mapped: then the host's root is nobody.
 	if err := makeMountPoints(r.config.Rootfs, r.config.Mounts); err != nil {
+		return err
+	}
+	if err := r.makeNodes(); err != nil {
 		return err
 	}
 	if err := r.finishRoot(ctx); err != nil {

@@ -42,8 +42,19 @@ func (h *Host) rootlessCgroups() bool {
 	case RootlessNo:
 		return false
 	default:
+		if h.opts.SystemdCgroup && !unprivileged() && hasOwnSystemd() {
+			return false
+		}
 		return unprivileged() || InUserNamespace()
 	}
+}
+
+// hasOwnSystemd tells the root of a whole operating system in a user namespace,
+// whose systemd makes cgroups for it, from a user's root there: that one sees the
+// host's systemd, and is not its root.
+func hasOwnSystemd() bool {
+	var st unix.Stat_t
+	return unix.Stat("/run/systemd/private", &st) == nil && st.Uid == 0
 }
 
 // InUserNamespace tells whether root's rights end at a user namespace's border

@@ -29,6 +29,9 @@ type SpecOptions struct {
 	// RAM and Swap are limits in bytes, Swap beyond RAM; 0 = no limit.
 	RAM, Swap int64
 	CPUs      float64 // CPU time per wall time; 0 = no limit
+	// Features is what the guest is allowed beyond the default: names with
+	// commas between them, see docs/nesting.md; "" = nothing.
+	Features string
 	// IDBase is the host's uid and gid of the guest's root, the first of
 	// IDSize; 0 takes a range that nobody has. IDSize 0 is 65536, and no
 	// less will do.
@@ -57,6 +60,10 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	features, err := guest.ParseFeatures(o.Features)
+	if err != nil {
+		return nil, featureError("", err)
+	}
 	if err := h.takeIDs(&o, dir); err != nil {
 		return nil, err
 	}
@@ -67,7 +74,7 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	spec, err := guest.Spec(guest.SpecOptions{
 		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
 		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: o.IDSize,
-		UUID: hex.EncodeToString(uuid),
+		UUID: hex.EncodeToString(uuid), Features: features,
 	})
 	if err != nil {
 		return nil, err

@@ -6,7 +6,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  -p --cwd --env -e --user -u --additional-gids -g --process-label --apparmor
  --cap -c --cgroup --timeout --image-path --work-path --parent-path
  --manage-cgroups-mode --veth --hostname --rootfs --template --image --ram
- --swap --cpus --ids
+ --swap --cpus --ids --features
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
@@ -41,7 +41,7 @@ _vzrun_flags() {
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
-	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids --features' ;;
 	esac
 	echo '--help'
 }
@@ -53,6 +53,12 @@ _vzrun_value() {
 	--log-format) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$current") ;;
 	--rootless) mapfile -t COMPREPLY < <(compgen -W 'true false auto' -- "$current") ;;
 	--manage-cgroups-mode) mapfile -t COMPREPLY < <(compgen -W 'soft full strict ignore' -- "$current") ;;
+	--features)
+		# The last one of the list; what is before it stays.
+		local before=''
+		[[ $current == *,* ]] && before=${current%,*},
+		mapfile -t COMPREPLY < <(compgen -P "$before" -W 'fuse io_uring keyctl kvm nesting ppp tun' -- "${current##*,}")
+		;;
 	--format | -f)
 		local plain=table
 		[[ $verb == ready ]] && plain=text

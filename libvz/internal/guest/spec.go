@@ -42,16 +42,17 @@ const (
 
 // SpecOptions is what distinguishes one guest's config.json from another's.
 type SpecOptions struct {
-	Rootfs   string  // root.path as it is to stand in config.json; relative to the bundle or absolute. Required.
-	Hostname string  // 1 to 64 bytes of letters, digits, '.', '-' and '_'; empty leaves the choice to the guest's /etc/hostname
-	Init     Init    // as Detect returned it; empty counts as Unknown
-	InitPath string  // absolute path of the init in the guest, as Detect returned it. Required.
-	RAM      int64   // bytes of memory, at least 16 MiB; 0 = no limit
-	Swap     int64   // bytes of swap beyond RAM; 0 = no limit, negative = none at all; not 0 needs RAM
-	CPUs     float64 // CPU time per wall time, e.g. 1.5; at least 0.01; 0 = no limit
-	IDBase   uint32  // host uid and gid of the guest's root. Required, never 0.
-	IDSize   uint32  // ids in the range, at least 65536; 0 = 65536
-	UUID     string  // becomes the machine-id of a guest that has none: 32 hex digits, dashes allowed; empty = the guest invents one
+	Rootfs   string    // root.path as it is to stand in config.json; relative to the bundle or absolute. Required.
+	Hostname string    // 1 to 64 bytes of letters, digits, '.', '-' and '_'; empty leaves the choice to the guest's /etc/hostname
+	Init     Init      // as Detect returned it; empty counts as Unknown
+	InitPath string    // absolute path of the init in the guest, as Detect returned it. Required.
+	RAM      int64     // bytes of memory, at least 16 MiB; 0 = no limit
+	Swap     int64     // bytes of swap beyond RAM; 0 = no limit, negative = none at all; not 0 needs RAM
+	CPUs     float64   // CPU time per wall time, e.g. 1.5; at least 0.01; 0 = no limit
+	IDBase   uint32    // host uid and gid of the guest's root. Required, never 0.
+	IDSize   uint32    // ids in the range, at least 65536; 0 = 65536
+	Features []Feature // goes into an annotation; [Open] acts on it when the container is made
+	UUID     string    // becomes the machine-id of a guest that has none: 32 hex digits, dashes allowed; empty = the guest invents one
 }
 
 // Spec returns the OCI config.json of a whole operating system that can be
@@ -71,7 +72,7 @@ func Spec(o SpecOptions) (*specs.Spec, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	return &specs.Spec{
+	s := &specs.Spec{
 		Version:     specs.Version,
 		Hostname:    o.Hostname,
 		Root:        &specs.Root{Path: o.Rootfs},
@@ -79,7 +80,11 @@ func Spec(o SpecOptions) (*specs.Spec, error) {
 		Mounts:      mounts(o.RAM),
 		Annotations: map[string]string{AnnotationRootfs: "idmap", AnnotationGuest: string(o.Init)},
 		Linux:       linux(o),
-	}, nil
+	}
+	if len(o.Features) > 0 {
+		s.Annotations[AnnotationFeatures] = FormatFeatures(o.Features)
+	}
+	return s, nil
 }
 
 func (o SpecOptions) validate() error {
