@@ -27,6 +27,10 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "ram", Usage: "with --system: limit of memory, a `SIZE` such as 512M"},
 			&cli.StringFlag{Name: "swap", Usage: "with --system: limit of swap, a `SIZE` such as 2G"},
 			&cli.Float64Flag{Name: "cpus", Usage: "with --system: processor time, a `NUMBER` such as 1.5"},
+			&cli.StringFlag{Name: "machine-id", Usage: "with --system: the guest's `ID`: new, keep (the rootfs's own) or 32 hex digits (default: new)"},
+			&cli.StringFlag{Name: "dns", Usage: "with --system: name `SERVERS` of the guest: none, host, or addresses and search=DOMAIN (default: none)"},
+			&cli.StringFlag{Name: "hosts", Usage: "with --system: `ENTRIES` of /etc/hosts: none, or self, host and NAME=ADDRESS (default: none)"},
+			&cli.StringFlag{Name: "lxcfs", Usage: "with --system: show the guest its limits: auto, no or the `PATH` of lxcfs (default: auto)"},
 		},
 		Action: writeSpec,
 	}
@@ -63,7 +67,7 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "cpus"} {
+		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "cpus", "machine-id", "dns", "hosts", "lxcfs"} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -89,7 +93,10 @@ func newSpec(c *cli.Context) (*specs.Spec, error) {
 }
 
 func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
-	o := libvz.SpecOptions{Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus")}
+	o := libvz.SpecOptions{
+		Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"),
+		MachineID: c.String("machine-id"), DNS: c.String("dns"), Hosts: c.String("hosts"), Lxcfs: c.String("lxcfs"),
+	}
 	var err error
 	if o.RAM, err = parseSize("ram", c.String("ram")); err != nil {
 		return o, err

@@ -33,6 +33,13 @@ type SpecOptions struct {
 	// IDBase is the host's uid and gid of the guest's root, the first of
 	// 65536; 0 chooses a range that nobody has.
 	IDBase uint32
+	// MachineID is the identity of the guest, which no other one may have: ""
+	// or "new" makes one, "keep" takes the rootfs's own if it has one, else it
+	// is 32 hex digits.
+	MachineID string
+	// DNS, Hosts and Lxcfs are values of the annotations org.vzrun.dns,
+	// org.vzrun.hosts and org.vzrun.lxcfs; "" = not set.
+	DNS, Hosts, Lxcfs string
 }
 
 // SystemSpec returns the configuration of a whole operating system for the
@@ -66,15 +73,45 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 			return nil, err
 		}
 	}
-	uuid := make([]byte, 16)
-	if _, err := rand.Read(uuid); err != nil {
+	uuid, replaces, err := h.chooseMachineID(o.MachineID, dir, init)
+	if err != nil {
 		return nil, err
+	}
+	if o.Lxcfs != lxcfsNo && (o.RAM > 0 || o.CPUs > 0) {
+		if at, err := findLxcfs(lxcfsAuto); err == nil && at == "" {
+			h.warn("", "no lxcfs is mounted: programs in the guest will see the host's memory and processors, not their limits")
+		}
 	}
 	return guest.Spec(guest.SpecOptions{
 		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
 		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: idRange,
-		UUID: hex.EncodeToString(uuid),
+		UUID: uuid, Identify: replaces, DNS: o.DNS, Hosts: o.Hosts, Lxcfs: o.Lxcfs,
 	})
+}
+
+// chooseMachineID returns an identity, and whether the guest has to be told that
+// it replaces the one in the rootfs: a copy of a guest that has run once.
+func (h *Host) chooseMachineID(wish, rootfs string, init guest.Init) (uuid string, replaces bool, err error) {
+	has := guest.MachineID(rootfs)
+	switch wish {
+	case "keep":
+		if has != "" {
+			return has, false, nil
+		}
+	case "", "new":
+	default:
+		return wish, has != "" && has != wish, nil // guest.Spec checks it
+	}
+	random := make([]byte, 16)
+	if _, err := rand.Read(random); err != nil {
+		return "", false, err
+	}
+	// As RFC 9562 marks random ones; machine-id(5).
+	random[6], random[8] = random[6]&0x0f|0x40, random[8]&0x3f|0x80
+	if has != "" && init != guest.Systemd {
+		h.warn("", "the rootfs has a machine-id already, which its init keeps: if it is a copy, empty etc/machine-id in it")
+	}
+	return hex.EncodeToString(random), has != "", nil
 }
 
 const (
