@@ -165,8 +165,12 @@ of() { vz list --output "id,$1" --format json | jq -c --arg id "$ID" --arg c "$1
 
 @test "top in a terminal shows a screen, takes keys and leaves the terminal as it was" {
 	mkfifo "$VZ_TMP/keys"
-	spawn "$VZ_TMP/out" script --quiet --return --log-out "$VZ_TMP/screen" \
-		--command "stty rows 20 cols 90; stty -g; '$VZRUN' --root '$VZ_ROOT' top --delay 0.2; stty -g" /dev/null <"$VZ_TMP/keys"
+	: >"$VZ_TMP/screen"
+	script --quiet --return --flush --log-out "$VZ_TMP/screen" \
+		--command "stty rows 20 cols 90; stty -g; '$VZRUN' --root '$VZ_ROOT' top --delay 0.2; stty -g" \
+		<"$VZ_TMP/keys" >/dev/null 2>&1 3>&- &
+	SPAWNED=$!
+	VZ_SPAWNED+=("$SPAWNED")
 	exec 7>"$VZ_TMP/keys"
 	wait_line "$VZ_TMP/screen" "$ID +running"
 	printf 'm' >&7
