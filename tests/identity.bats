@@ -39,7 +39,6 @@ teardown_file() {
 }
 
 setup() {
-	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"
 }
@@ -138,7 +137,6 @@ uuid_of() { jq -r '.process.env[] | select(startswith("container_uuid=")) | sub(
 	bundle=$(small_system host --dns host --hosts host)
 	create "$bundle" host
 	in_root host /etc/hosts | grep -P '^127.0.1.1\tbusybox$'
-	! in_root host /etc/hosts | grep -qP "^127\..*\s$(hostname)(\s|\$)" || [[ $(hostname) == busybox ]]
 	if awk '$1 == "nameserver" && $2 !~ /^(127\.|::1)/ { found = 1 } END { exit !found }' /etc/resolv.conf; then
 		diff <(awk '$1 == "nameserver" && $2 !~ /^(127\.|::1)/ { print $2 }' /etc/resolv.conf) \
 			<(in_root host /etc/resolv.conf | awk '$1 == "nameserver" { print $2 }')
@@ -257,7 +255,7 @@ shows_limits() {
 	bundle=$(small_system without --lxcfs no)
 	create "$bundle" without
 	[[ $(vz state without | jq -r '.annotations["org.vzrun.lxcfs"]') == no ]]
-	! grep -q fuse.lxcfs "/proc/$(pid_of without)/mounts"
+	run ! grep -q fuse.lxcfs "/proc/$(pid_of without)/mounts"
 	# Told once, when the configuration is written.
 	mkdir -p "$T/plain"
 	run -0 --separate-stderr "$VZRUN_OUTSIDE" spec --system --bundle "$T/plain" --rootfs "$BUNDLE/rootfs" --ram 64M
