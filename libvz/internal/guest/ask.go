@@ -108,10 +108,10 @@ func prettyName(text string) string {
 	name := ""
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		switch {
-		case key == "PRETTY_NAME":
+		switch key {
+		case "PRETTY_NAME":
 			return unquote(value)
-		case key == "NAME":
+		case "NAME":
 			name = unquote(value)
 		}
 	}

@@ -235,16 +235,14 @@ func validDomain(s string) bool {
 	if s == "" || len(s) > 253 || s[0] == '-' {
 		return false
 	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_')
-	})
+	return madeOf(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 }
 
 func validOption(s string) bool {
-	return s != "" && len(s) <= 32 && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == ':')
-	})
+	return s != "" && len(s) <= 32 && madeOf(s, "abcdefghijklmnopqrstuvwxyz0123456789-_:")
 }
+
+func madeOf(s, alphabet string) bool { return strings.Trim(s, alphabet) == "" }
 
 // HostFiles are what systemd's container interface has in /run/host
 // (https://systemd.io/CONTAINER_INTERFACE), for [Install]: who manages the
