@@ -108,3 +108,48 @@ func TestSameUUID(t *testing.T) {
 		t.Error("dashes and case do not matter, digits do")
 	}
 }
+
+// Images without lxcfs are restored without it, whatever the host has.
+func TestBringLxcfs(t *testing.T) {
+	system := func(lxcfs string, mounts ...specs.Mount) *specs.Spec {
+		return &specs.Spec{Annotations: map[string]string{annotationGuest: "systemd", annotationLxcfs: lxcfs}, Mounts: mounts}
+	}
+	spec := system("auto")
+	if err := bringLxcfs(system("no"), spec); err != nil || len(spec.Mounts) != 0 || spec.Annotations[annotationLxcfs] != "no" {
+		t.Errorf("got %+v, %v", spec, err)
+	}
+	if err := bringLxcfs(system(""), system("")); err != nil {
+		t.Error(err)
+	}
+	if err := bringLxcfs(system("no"), system("maybe")); err == nil {
+		t.Error("a wrong value is taken")
+	}
+	saved := system("/var/lib/lxcfs", lxcfsMount("/var/lib/lxcfs/proc/meminfo", "/proc/meminfo"))
+	if err := bringLxcfs(saved, system("/nowhere/lxcfs")); err == nil {
+		t.Error("an lxcfs that is not there is taken")
+	}
+	app := &specs.Spec{}
+	if err := bringLxcfs(saved, app); err != nil || len(app.Mounts) != 0 {
+		t.Errorf("an application: got %+v, %v", app, err)
+	}
+}
+
+func TestCheckIdentity(t *testing.T) {
+	for _, c := range []struct {
+		annotations map[string]string
+		want        string
+	}{
+		{nil, ""},
+		{map[string]string{annotationGuest: "systemd", "org.vzrun.dns": "host", "org.vzrun.hosts": "self"}, ""},
+		{map[string]string{"org.vzrun.dns": "none"}, ""},
+		{map[string]string{"org.vzrun.dns": "host"}, "org.vzrun.dns: not supported"},
+		{map[string]string{"org.vzrun.hosts": "self"}, "org.vzrun.hosts: not supported"},
+		{map[string]string{annotationGuest: "systemd", "org.vzrun.dns": "x"}, `org.vzrun.dns: "x"`},
+		{map[string]string{annotationGuest: "systemd", "org.vzrun.hosts": "x"}, `org.vzrun.hosts: "x"`},
+	} {
+		err := checkIdentity(&specs.Spec{Annotations: c.annotations})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v: got %v", c.annotations, err)
+		}
+	}
+}

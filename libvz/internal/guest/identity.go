@@ -89,6 +89,7 @@ func HostDNS(resolvConf string) DNS {
 			d.Search = slices.DeleteFunc(f[1:], func(s string) bool { return !validDomain(s) })
 		case "options":
 			d.Options = append(d.Options, slices.DeleteFunc(f[1:], func(s string) bool { return !validOption(s) })...)
+			d.Options = d.Options[:min(len(d.Options), maxWords)]
 		}
 	}
 	return d
