@@ -25,15 +25,21 @@ const (
 	maxHostFile = 16 << 20
 )
 
-// checkIdentity refuses annotations that would fail half-way.
-func checkIdentity(spec *specs.Spec) error {
-	const hint = "correct or remove the annotation in config.json"
-	dns, hosts := spec.Annotations[guest.AnnotationDNS], spec.Annotations[guest.AnnotationHosts]
+// checkNames refuses values that config.json is not to hold.
+func checkNames(dns, hosts string) error {
 	if _, err := guest.ParseDNS(dns); err != nil {
-		return withHint(hint, "annotation %s: %w", guest.AnnotationDNS, err)
+		return withHint("write none, host, or addresses with search=DOMAIN and option=OPTION", "name servers: %w", err)
 	}
 	if _, err := guest.ParseHosts(hosts); err != nil {
-		return withHint(hint, "annotation %s: %w", guest.AnnotationHosts, err)
+		return withHint("write none, or self, host and NAME=ADDRESS", "hosts: %w", err)
+	}
+	return nil
+}
+
+// checkIdentity refuses annotations that would fail half-way.
+func checkIdentity(spec *specs.Spec) error {
+	if err := checkNames(spec.Annotations[guest.AnnotationDNS], spec.Annotations[guest.AnnotationHosts]); err != nil {
+		return fmt.Errorf("annotations: %w", err)
 	}
 	if spec.Annotations[annotationGuest] != "" {
 		return nil

@@ -80,7 +80,7 @@ func checkLxcfs(wish string) error {
 	if wish == "" || wish == lxcfsAuto || wish == lxcfsNo || filepath.IsAbs(wish) {
 		return nil
 	}
-	return withHint("write auto, no, or the absolute path of its mount point", "annotation %s: %q is none of them", annotationLxcfs, wish)
+	return withHint("write auto, no, or the absolute path of its mount point", "lxcfs (annotation %s): %q is none of them", annotationLxcfs, wish)
 }
 
 // findLxcfs returns the mount point of the lxcfs that is wished for, "" where

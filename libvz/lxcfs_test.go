@@ -144,8 +144,8 @@ func TestCheckIdentity(t *testing.T) {
 		{map[string]string{"org.vzrun.dns": "none"}, ""},
 		{map[string]string{"org.vzrun.dns": "host"}, "org.vzrun.dns: not supported"},
 		{map[string]string{"org.vzrun.hosts": "self"}, "org.vzrun.hosts: not supported"},
-		{map[string]string{annotationGuest: "systemd", "org.vzrun.dns": "x"}, `org.vzrun.dns: "x"`},
-		{map[string]string{annotationGuest: "systemd", "org.vzrun.hosts": "x"}, `org.vzrun.hosts: "x"`},
+		{map[string]string{annotationGuest: "systemd", "org.vzrun.dns": "x"}, `name servers: "x"`},
+		{map[string]string{annotationGuest: "systemd", "org.vzrun.hosts": "x"}, `hosts: "x"`},
 	} {
 		err := checkIdentity(&specs.Spec{Annotations: c.annotations})
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

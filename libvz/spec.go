@@ -73,6 +73,9 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 			return nil, err
 		}
 	}
+	if err := errors.Join(checkNames(o.DNS, o.Hosts), checkLxcfs(o.Lxcfs)); err != nil {
+		return nil, err
+	}
 	uuid, replaces, err := h.chooseMachineID(o.MachineID, dir, init)
 	if err != nil {
 		return nil, err
@@ -100,7 +103,10 @@ func (h *Host) chooseMachineID(wish, rootfs string, init guest.Init) (uuid strin
 		}
 	case "", "new":
 	default:
-		return wish, has != "" && has != wish, nil // guest.Spec checks it
+		if !guest.ValidMachineID(wish) {
+			return "", false, withHint("write new, keep, or 32 hex digits", "machine-id: %q is none of them", wish)
+		}
+		return strings.ToLower(wish), has != "" && has != strings.ToLower(wish), nil
 	}
 	random := make([]byte, 16)
 	if _, err := rand.Read(random); err != nil {

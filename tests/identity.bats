@@ -18,10 +18,15 @@ setup_file() {
 	export VZRUN_OUTSIDE
 	if LXCFS_PROGRAM=$("$BATS_TEST_DIRNAME/engines/lxcfs" | tail -n 1) && [[ -e /dev/fuse ]]; then
 		export LXCFS_PROGRAM
+		# It keeps the mount namespace, whatever becomes of lxcfs.
+		unshare --mount --propagation private sleep infinity </dev/null >/dev/null 2>&1 3>&- &
+		KEEPER=$!
+		export KEEPER
+		wait_until 20 eval '[[ $(readlink "/proc/$KEEPER/ns/mnt") != "$(readlink /proc/self/ns/mnt)" ]]'
 		start_lxcfs
 		# The runtime, where lxcfs is mounted.
-		printf '#!/bin/bash\nexec nsenter --mount="/proc/$(<%q)/ns/mnt" bash -c '\''cd "$0" && exec "$@"'\'' "$PWD" %q "$@"\n' \
-			"$VZ_TMP/lxcfs.pid" "$VZRUN" >"$VZ_TMP/vzrun"
+		printf '#!/bin/bash\nexec nsenter --mount=/proc/%d/ns/mnt bash -c '\''cd "$0" && exec "$@"'\'' "$PWD" %q "$@"\n' \
+			"$KEEPER" "$VZRUN" >"$VZ_TMP/vzrun"
 		chmod 0755 "$VZ_TMP/vzrun"
 		export VZRUN=$VZ_TMP/vzrun
 	else
@@ -33,9 +38,13 @@ setup_file() {
 }
 
 teardown_file() {
-	vz_teardown
-	[[ -z ${LXCFS_PROGRAM:-} ]] || stop_lxcfs
-	suite_teardown
+	local code=0
+	vz_teardown || code=1
+	if [[ -n ${LXCFS_PROGRAM:-} ]]; then
+		stop_lxcfs
+		kill -KILL "$KEEPER"
+	fi
+	suite_teardown && return "$code"
 }
 
 setup() {
@@ -51,23 +60,25 @@ teardown() {
 	remove_tree "$T"
 }
 
-# start_lxcfs [MODE...] mounts lxcfs at $LXCFS in a mount namespace of its own.
+# start_lxcfs mounts lxcfs at $LXCFS, for $KEEPER alone.
 start_lxcfs() {
 	mkdir -p "$LXCFS"
-	unshare --mount --propagation private "$LXCFS_PROGRAM" -f -l --enable-cfs \
-		-p "$VZ_TMP/lxcfs.own-pid" "$LXCFS" </dev/null >"$VZ_TMP/lxcfs.log" 2>&1 3>&- &
-	echo $! >"$VZ_TMP/lxcfs.pid"
-	wait_until 20 grep -qF "$LXCFS fuse.lxcfs" "/proc/$!/mounts" || {
-		cat "$VZ_TMP/lxcfs.log"
+	nsenter --mount="/proc/$KEEPER/ns/mnt" "$LXCFS_PROGRAM" -f -l --enable-cfs \
+		-p "$VZ_ROOT.lxcfs-pid" "$LXCFS" </dev/null >"$VZ_ROOT.lxcfs-log" 2>&1 3>&- &
+	echo $! >"$VZ_ROOT.lxcfs"
+	wait_until 20 grep -qF "$LXCFS fuse.lxcfs" "/proc/$KEEPER/mounts" || {
+		cat "$VZ_ROOT.lxcfs-log"
 		return 1
 	}
 }
 
+# stop_lxcfs leaves the mount of one that has ended.
 stop_lxcfs() {
 	local pid
-	pid=$(<"$VZ_TMP/lxcfs.pid")
+	pid=$(<"$VZ_ROOT.lxcfs")
 	kill -KILL "$pid" 2>/dev/null || true
 	wait_exit "$pid"
+	rm -f "$VZ_ROOT".lxcfs*
 }
 
 need_lxcfs() {
@@ -165,17 +176,17 @@ uuid_of() { jq -r '.process.env[] | select(startswith("container_uuid=")) | sub(
 @test "values that are not understood are refused, by spec and by create" {
 	local bundle
 	mkdir "$T/b"
-	fails 1 'dns: "nowhere" is neither' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --dns nowhere
+	fails 1 'name servers: "nowhere" is neither' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --dns nowhere
 	fails 1 'hosts: "db" is neither' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --hosts db
-	fails 1 'lxcfs "yes": want' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --lxcfs yes
-	fails 1 'uuid "12": want' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --machine-id 12
+	fails 1 'lxcfs .*"yes" is none' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --lxcfs yes
+	fails 1 'machine-id: "12" is none' vz spec --system --bundle "$T/b" --rootfs "$BUNDLE/rootfs" --machine-id 12
 	fails 2 '--dns is for whole systems' vz spec --bundle "$T/b" --dns host
 	[[ ! -e $T/b/config.json ]]
 	bundle=$(small_system bad)
 	edit_config "$bundle" '.annotations["org.vzrun.dns"] = "10.0.0.1\nnameserver 10.0.0.2"'
-	fails 1 'annotation org.vzrun.dns' create "$bundle" bad
+	fails 1 'annotations: name servers: ' create "$bundle" bad
 	edit_config "$bundle" '.annotations["org.vzrun.dns"] = "none" | .annotations["org.vzrun.lxcfs"] = "maybe"'
-	fails 1 'annotation org.vzrun.lxcfs' create "$bundle" bad
+	fails 1 'org.vzrun.lxcfs.*"maybe"' create "$bundle" bad
 	edit_config "$bundle" '.annotations["org.vzrun.lxcfs"] = "/nowhere"'
 	fails 1 'no lxcfs is mounted at /nowhere' create "$bundle" bad
 	edit_config "$bundle" '.annotations = {"org.vzrun.dns": "host"}'
@@ -291,5 +302,8 @@ shows_limits() {
 	[[ $status -ne 0 && $output == *"not connected"* ]]
 	[[ $(guest "$ID" cat /etc/hostname) != '' ]]
 	guest "$ID" systemctl restart vzcount
+	# A new guest is told at once what is wrong.
+	fails 1 'lxcfs has ended and its mount is left' create "$(small_system dead)" dead
+	nsenter --mount="/proc/$KEEPER/ns/mnt" umount --lazy "$LXCFS"
 	start_lxcfs
 }

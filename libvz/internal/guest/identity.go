@@ -319,11 +319,16 @@ func Hostname(dir string) string {
 // MachineID returns the machine-id(5) that the root directory at dir holds, 32
 // lower-case hex digits, "" where a first boot would make one.
 func MachineID(dir string) string {
-	id := strings.ToLower(strings.TrimSpace(ownText(dir, "/etc/machine-id")))
-	if len(id) != 32 || !validUUID(id) || strings.Trim(id, "0") == "" {
+	id := strings.TrimSpace(ownText(dir, "/etc/machine-id"))
+	if !ValidMachineID(id) {
 		return ""
 	}
-	return id
+	return strings.ToLower(id)
+}
+
+// ValidMachineID says whether a text is an id as in machine-id(5).
+func ValidMachineID(s string) bool {
+	return len(s) == 32 && validUUID(s) && strings.Trim(s, "0") != ""
 }
 
 func ownText(dir, name string) string {
