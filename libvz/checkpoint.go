@@ -177,6 +177,9 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
 		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump,
 	}
+	if lxcfsOf(&st.Config) != "" {
+		d.opts.Unsized = lxcfsPlaces()
+	}
 	return d, nil
 }
 

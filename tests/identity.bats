@@ -259,6 +259,8 @@ shows_limits() {
 	need_lxcfs
 	guest "$ID" systemd-run --quiet --wait --property ProtectProc=invisible --property ProcSubset=pid true
 	guest "$ID" unshare --mount --pid --fork --mount-proc true
+	# Not in a user namespace inside: for the kernel this /proc is not whole.
+	run -1 guest "$ID" unshare --user --map-root-user --pid --fork --mount-proc true
 }
 
 @test "no and a guest without lxcfs: the host's figures, and the guest runs" {
@@ -281,7 +283,8 @@ shows_limits() {
 	local uuid
 	uuid=$(uuid_of "$BUNDLE")
 	# Open at the checkpoint, as monitors have it.
-	guest "$ID" systemd-run --quiet --unit holder sh -c 'exec 9</proc/meminfo; exec sleep 1000'
+	guest "$ID" systemd-run --quiet --unit holder sh -c \
+		'exec 5</proc/meminfo 6</proc/stat 7</proc/uptime 8</proc/loadavg 9</sys/devices/system/cpu/online; exec sleep 1000'
 	wait_until 10 guest "$ID" sh -c 'readlink /proc/$(systemctl show -P MainPID holder)/fd/9'
 	vz checkpoint --image-path "$IMAGES" "$ID"
 	run -5 "$VZRUN_OUTSIDE" --root "$VZ_ROOT" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
