@@ -55,7 +55,7 @@ type DumpOptions struct {
 	// Unsized are files, and directories of files, of the guest whose size
 	// says nothing: it is not compared at the restore.
 	Unsized []string
-	Pid int // the guest's init, in the caller's pid namespace
+	Pid     int // the guest's init, in the caller's pid namespace
 	// Parent is the directory of an earlier pre-dump, relative to Images.
 	Parent string
 	// FreezeCgroup is the cgroup directory that CRIU freezes while it
