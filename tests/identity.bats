@@ -309,4 +309,8 @@ shows_limits() {
 	fails 1 'lxcfs has ended and its mount is left' create "$(small_system dead)" dead
 	nsenter --mount="/proc/$KEEPER/ns/mnt" umount --lazy "$LXCFS"
 	start_lxcfs
+	# A checkpoint needs none, and its restore takes the new one.
+	vz checkpoint --image-path "$IMAGES.2" "$ID"
+	vz --log "$T/log" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES.2" "$ID" </dev/null >/dev/null 2>&1 3>&-
+	[[ $(memory_in "$ID") == $((256 << 20)) ]]
 }
