@@ -93,7 +93,7 @@ func verbs() []*cli.Command {
 		createCommand(), startCommand(), runCommand(), stateCommand(), listCommand(),
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
 		resumeCommand(), specCommand(), featuresCommand(), checkpointCommand(),
-		restoreCommand(), updateCommand(), eventsCommand(), readyCommand(), stopCommand(), enterCommand(),
+		restoreCommand(), updateCommand(), eventsCommand(), topCommand(), readyCommand(), stopCommand(), enterCommand(),
 		consoleCommand(), logsCommand(), holdConsoleCommand(),
 	}
 }

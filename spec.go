@@ -33,6 +33,10 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "ids", Usage: "with --system: the host's ids, `FIRST[:SIZE]` (default: a range that nobody has)"},
 			&cli.Float64Flag{Name: "cpus", Usage: "with --system: processor time, a `NUMBER` such as 1.5"},
 			&cli.StringFlag{Name: "features", Usage: "with --system: allow the guest what stands in `LIST`: " + strings.Join(libvz.GuestFeatures(), ",")},
+			&cli.StringFlag{Name: "machine-id", Usage: "with --system: the guest's `ID`: new, keep (the rootfs's own) or 32 hex digits (default: new)"},
+			&cli.StringFlag{Name: "dns", Usage: "with --system: name `SERVERS` of the guest: none, host, or addresses and search=DOMAIN (default: none)"},
+			&cli.StringFlag{Name: "hosts", Usage: "with --system: `ENTRIES` of /etc/hosts: none, or self, host and NAME=ADDRESS (default: none)"},
+			&cli.StringFlag{Name: "lxcfs", Usage: "with --system: show the guest its limits: auto, no or the `PATH` of lxcfs (default: auto)"},
 		},
 		Action: writeSpec,
 	}
@@ -69,7 +73,10 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus", "features"} {
+		for _, name := range []string{
+			"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus", "features",
+			"machine-id", "dns", "hosts", "lxcfs",
+		} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -98,6 +105,7 @@ func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
 	o := libvz.SpecOptions{
 		Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"),
 		Template: c.String("template"), Image: c.String("image"), Features: c.String("features"),
+		MachineID: c.String("machine-id"), DNS: c.String("dns"), Hosts: c.String("hosts"), Lxcfs: c.String("lxcfs"),
 	}
 	if o.Template != "" && o.Image != "" {
 		return o, &usageError{msg: "spec: --template and --image exclude each other"}

@@ -147,6 +147,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if c.NotifySocket() != "" {
 		c.host.offerNotify(c.id, spec)
 	}
+	keepLxcfs(&st.Config, spec)
 	d := &dumpPlan{state: st, manifest: manifest{
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
@@ -177,6 +178,9 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 		},
 		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
 		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump,
+	}
+	if lxcfsOf(&st.Config) != "" {
+		d.opts.Unsized = lxcfsPlaces()
 	}
 	return d, nil
 }

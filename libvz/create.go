@@ -61,6 +61,12 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	if err := h.fitInit(id, spec); err != nil {
 		return nil, err
 	}
+	if err := checkIdentity(spec); err != nil {
+		return nil, err
+	}
+	if err := h.offerLxcfs(id, spec); err != nil {
+		return nil, err
+	}
 	if o.Notify {
 		h.offerNotify(id, spec)
 	}
@@ -108,6 +114,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	if err := n.prepareGuest(); err != nil {
 		return nil, err
 	}
+	h.warnOfTwins(id, n.entry.UUID)
 	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}}, nil
 }
 
@@ -225,6 +232,7 @@ func (n *nascent) begin(op string) (err error) {
 	} else if state == cgroups.Frozen {
 		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "container's cgroup unexpectedly frozen")
 	}
+	n.entry.UUID = containerUUID(n.spec)
 	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
 		return err
 	}
@@ -326,6 +334,9 @@ func (n *nascent) prepareGuest() error {
 	}
 	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
 		return fmt.Errorf("prepare the guest's /run: %w", err)
+	}
+	if err := n.identify(st.InitProcessPid, uid, gid); err != nil {
+		return err
 	}
 	n.host.registerMachine(n.id, st.InitProcessPid, containerUUID(n.spec), n.config.Rootfs)
 	return nil

@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 
 	_ "github.com/opencontainers/cgroups/devices" // teaches the cgroup managers device rules
@@ -154,11 +153,17 @@ func (h *Host) heal(id string) error {
 // state cannot be read is left out; its error is in the joined error, beside
 // the states of the others.
 func (h *Host) List() ([]State, error) {
+	_, states, err := h.list()
+	return states, err
+}
+
+// list returns a handle beside each state.
+func (h *Host) list() ([]*Container, []State, error) {
 	entries, err := os.ReadDir(h.opts.Root)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read state directory: %w", err)
+		return nil, nil, fmt.Errorf("read state directory: %w", err)
 	}
-	states := []State{}
+	states, containers := []State{}, []*Container{}
 	var errs []error
 	for _, e := range entries {
 		if !e.IsDir() || CheckID(e.Name()) != nil {
@@ -176,10 +181,10 @@ func (h *Host) List() ([]State, error) {
 			errs = append(errs, fail("list", e.Name(), err))
 			continue
 		}
-		states = append(states, s)
+		states, containers = append(states, s), append(containers, c)
 	}
-	sort.Slice(states, func(i, j int) bool { return states[i].ID < states[j].ID })
-	return states, errors.Join(errs...)
+	// ReadDir has sorted them by id.
+	return containers, states, errors.Join(errs...)
 }
 
 // lock takes the container's lock for a change. An operation that died in the

@@ -115,6 +115,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if hasNotify(m.Spec) && !hasNotify(spec) {
 		h.offerNotify(id, spec)
 	}
+	if err := bringLxcfs(m.Spec, spec); err != nil {
+		return nil, err
+	}
 	if err := sameGuest(m.Spec, spec); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package libvz
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"math"
 	"os"
@@ -36,6 +37,13 @@ type SpecOptions struct {
 	// IDSize; 0 takes a range that nobody has. IDSize 0 is 65536, and no
 	// less will do.
 	IDBase, IDSize uint32
+	// MachineID is the identity of the guest, which no other one may have: ""
+	// or "new" makes one, "keep" takes the rootfs's own if it has one, else it
+	// is 32 hex digits.
+	MachineID string
+	// DNS, Hosts and Lxcfs are values of the annotations org.vzrun.dns,
+	// org.vzrun.hosts and org.vzrun.lxcfs; "" = not set.
+	DNS, Hosts, Lxcfs string
 }
 
 // SystemSpec returns the configuration of a whole operating system for the
@@ -56,7 +64,7 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	init, path, err := detectInit(dir, annotations)
+	found, err := lookInside(dir, annotations)
 	if err != nil {
 		return nil, err
 	}
@@ -64,23 +72,65 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, featureError("", err)
 	}
+	if err := errors.Join(checkNames(o.DNS, o.Hosts), checkLxcfs(o.Lxcfs)); err != nil {
+		return nil, err
+	}
+	uuid, replaces, err := h.chooseMachineID(o.MachineID, found)
+	if err != nil {
+		return nil, err
+	}
 	if err := h.takeIDs(&o, dir); err != nil {
 		return nil, err
 	}
-	uuid := make([]byte, 16)
-	if _, err := rand.Read(uuid); err != nil {
-		return nil, err
-	}
+	h.noteLxcfs(o)
 	spec, err := guest.Spec(guest.SpecOptions{
-		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
+		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: found.init, InitPath: found.path,
 		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: o.IDSize,
-		UUID: hex.EncodeToString(uuid), Features: features,
+		UUID: uuid, Identify: replaces, DNS: o.DNS, Hosts: o.Hosts, Lxcfs: o.Lxcfs, Features: features,
 	})
 	if err != nil {
 		return nil, err
 	}
 	maps.Copy(spec.Annotations, annotations)
 	return spec, nil
+}
+
+// noteLxcfs says what a guest with limits will not see.
+func (h *Host) noteLxcfs(o SpecOptions) {
+	if o.Lxcfs == lxcfsNo || o.RAM == 0 && o.CPUs == 0 {
+		return
+	}
+	if at, err := findLxcfs(lxcfsAuto); err == nil && at == "" {
+		h.warn("", "no lxcfs is mounted: programs in the guest will see the host's memory and processors, not their limits")
+	}
+}
+
+// chooseMachineID returns an identity, and whether the guest has to be told that
+// it replaces the one in the rootfs: a copy of a guest that has run once.
+func (h *Host) chooseMachineID(wish string, found foundSystem) (uuid string, replaces bool, err error) {
+	has := found.machineID
+	switch wish {
+	case "keep":
+		if has != "" {
+			return has, false, nil
+		}
+	case "", "new":
+	default:
+		if !guest.ValidMachineID(wish) {
+			return "", false, withHint("write new, keep, or 32 hex digits", "machine-id: %q is none of them", wish)
+		}
+		return strings.ToLower(wish), has != "" && has != strings.ToLower(wish), nil
+	}
+	random := make([]byte, 16)
+	if _, err := rand.Read(random); err != nil {
+		return "", false, err
+	}
+	// As RFC 9562 marks random ones; machine-id(5).
+	random[6], random[8] = random[6]&0x0f|0x40, random[8]&0x3f|0x80
+	if has != "" && found.init != guest.Systemd {
+		h.warn("", "the rootfs has a machine-id already, which its init keeps: if it is a copy, empty etc/machine-id in it")
+	}
+	return hex.EncodeToString(random), has != "", nil
 }
 
 // takeIDs claims a range of ids for the bundle that is the working directory.

@@ -40,16 +40,23 @@ func rootAnnotations(o SpecOptions) (map[string]string, error) {
 	return map[string]string{}, nil
 }
 
-// detectInit looks for the init in what will be the guest's root at dir. It
-// makes dir where something is to be mounted there.
-func detectInit(dir string, annotations map[string]string) (init guest.Init, path string, retErr error) {
+// foundSystem is what a guest's root tells of itself: its init, by which path it
+// starts, and the machine-id of a guest that has run before, "" = none.
+type foundSystem struct {
+	init            guest.Init
+	path, machineID string
+}
+
+// lookInside looks at what will be the guest's root at dir. It makes dir where
+// something is to be mounted there.
+func lookInside(dir string, annotations map[string]string) (found foundSystem, retErr error) {
 	if len(annotations) > 0 {
 		// Closed to others: what the guest writes is below, with its
 		// set-user-ID bits and un-shifted owners. The guest's own root comes
 		// from above, over the mount.
 		err := os.Mkdir(dir, 0o700)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", "", err
+			return found, err
 		}
 		if err == nil {
 			defer func() {
@@ -64,26 +71,27 @@ func detectInit(dir string, annotations map[string]string) (init guest.Init, pat
 		err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
 	}
 	if err != nil {
-		return "", "", withHint("name the guest's root directory with --rootfs", "rootfs: %w", err)
+		return found, withHint("name the guest's root directory with --rootfs", "rootfs: %w", err)
 	}
 	bundle, err := os.Getwd()
 	if err != nil {
-		return "", "", err
+		return found, err
 	}
 	place, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return "", "", err
+		return found, err
 	}
 	root, err := rootOf(bundle, &specs.Spec{Root: &specs.Root{Path: place}, Annotations: annotations})
 	if err != nil {
-		return "", "", err
+		return found, err
 	}
 	err = root.look(context.Background(), func(seen string) error {
-		init, path, err = guest.Detect(seen)
+		found.init, found.path, err = guest.Detect(seen)
+		found.machineID = guest.MachineID(seen)
 		return err
 	})
 	if errors.Is(err, guest.ErrNoInit) {
-		return "", "", withHint("without --system the configuration is for a single program", "%w", err)
+		return found, withHint("without --system the configuration is for a single program", "%w", err)
 	}
-	return init, path, err
+	return found, err
 }

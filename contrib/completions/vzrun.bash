@@ -10,11 +10,12 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
- --interval --escape --tail -n '
+ --interval --escape --tail -n --output -o --sort -s --iterations --delay
+ --machine-id --dns --hosts --lxcfs '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill list
- logs pause ps ready restore resume run spec start state stop update'
+ logs pause ps ready restore resume run spec start state stop top update'
 
 _vzrun_flags() {
 	local images='--image-path --work-path --tcp-established --ext-unix-sk
@@ -35,13 +36,15 @@ _vzrun_flags() {
 	update) echo '--resources --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
 		--cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
 		--memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema' ;;
-	list) echo '--format --quiet' ;;
+	list) echo '--format --quiet --output --sort --no-header --system' ;;
+	top) echo '--batch --iterations --delay --sort --format' ;;
 	ps) echo '--format' ;;
 	ready) echo '--timeout --format' ;;
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
-	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids --features' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids --features
+		--machine-id --dns --hosts --lxcfs' ;;
 	esac
 	echo '--help'
 }
@@ -63,6 +66,20 @@ _vzrun_value() {
 		local plain=table
 		[[ $verb == ready ]] && plain=text
 		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
+		;;
+	--lxcfs) mapfile -t COMPREPLY < <(compgen -W 'auto no' -- "$current") ;;
+	--machine-id) mapfile -t COMPREPLY < <(compgen -W 'new keep' -- "$current") ;;
+	--dns) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$current") ;;
+	--hosts) mapfile -t COMPREPLY < <(compgen -W 'none self host' -- "$current") ;;
+	--sort | -s)
+		local orders='cpu memory tasks io uptime id'
+		[[ $verb == list ]] && orders=$("${COMP_WORDS[0]}" list --output help 2>/dev/null | cut -d ' ' -f 1)
+		mapfile -t COMPREPLY < <(compgen -W "$orders" -- "$current")
+		;;
+	--output | -o)
+		# The last of several.
+		mapfile -t COMPREPLY < <(compgen -P "${current%"${current##*,}"}" \
+			-W "all help $("${COMP_WORDS[0]}" list --output help 2>/dev/null | cut -d ' ' -f 1)" -- "${current##*,}")
 		;;
 	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template)
 		compopt -o filenames

@@ -52,7 +52,10 @@ type Common struct {
 // DumpOptions say what to dump and how. Zero values are off.
 type DumpOptions struct {
 	Common
-	Pid int // the guest's init, in the caller's pid namespace
+	// Unsized are files, and directories of files, of the guest whose size
+	// says nothing: it is not compared at the restore.
+	Unsized []string
+	Pid     int // the guest's init, in the caller's pid namespace
 	// Parent is the directory of an earlier pre-dump, relative to Images.
 	Parent string
 	// FreezeCgroup is the cgroup directory that CRIU freezes while it
@@ -121,7 +124,7 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	consent := o.Stage
 	o.Stage = func(s Stage) error {
 		if s.Name == "post-dump" {
-			if err := mendExeLinks(o.Images); err != nil {
+			if err := errors.Join(mendExeLinks(o.Images), forgetSizes(o.Images, o.Unsized)); err != nil {
 				return err
 			}
 			if err := mendWatches(o.Images, o.Pid); err != nil {

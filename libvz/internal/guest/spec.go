@@ -7,6 +7,7 @@ import (
 	"path"
 	"runtime"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -53,7 +54,13 @@ type SpecOptions struct {
 	IDSize   uint32    // ids in the range, at least 65536; 0 = 65536
 	Features []Feature // goes into an annotation; [Open] acts on it when the container is made
 	UUID     string    // becomes the machine-id of a guest that has none: 32 hex digits, dashes allowed; empty = the guest invents one
+	Identify bool      // UUID becomes the machine-id also of a guest that has one; systemd alone does that
+	// DNS, Hosts and Lxcfs are values of annotations, "" = not set.
+	DNS, Hosts, Lxcfs string
 }
+
+// containerName is how an init is told what kind of container it is in.
+const containerName = "vzrun"
 
 // Spec returns the OCI config.json of a whole operating system that can be
 // checkpointed. It reads nothing but its argument. The result follows
@@ -78,13 +85,23 @@ func Spec(o SpecOptions) (*specs.Spec, error) {
 		Root:        &specs.Root{Path: o.Rootfs},
 		Process:     process(o),
 		Mounts:      mounts(o.RAM),
-		Annotations: map[string]string{AnnotationRootfs: "idmap", AnnotationGuest: string(o.Init)},
+		Annotations: annotations(o),
 		Linux:       linux(o),
 	}
 	if len(o.Features) > 0 {
 		s.Annotations[AnnotationFeatures] = FormatFeatures(o.Features)
 	}
 	return s, nil
+}
+
+func annotations(o SpecOptions) map[string]string {
+	all := map[string]string{AnnotationRootfs: "idmap", AnnotationGuest: string(o.Init)}
+	for key, value := range map[string]string{AnnotationDNS: o.DNS, AnnotationHosts: o.Hosts, AnnotationLxcfs: o.Lxcfs} {
+		if value != "" {
+			all[key] = value
+		}
+	}
+	return all
 }
 
 func (o SpecOptions) validate() error {
@@ -112,6 +129,14 @@ func (o SpecOptions) validate() error {
 		return fmt.Errorf("cpus %v: want at least %v, or 0 for no limit", o.CPUs, minCPUs)
 	case o.UUID != "" && !validUUID(o.UUID):
 		return fmt.Errorf("uuid %q: want 32 hex digits", o.UUID)
+	case o.Lxcfs != "" && o.Lxcfs != "auto" && o.Lxcfs != "no" && !path.IsAbs(o.Lxcfs):
+		return fmt.Errorf("lxcfs %q: want auto, no or an absolute path", o.Lxcfs)
+	}
+	if _, err := ParseDNS(o.DNS); err != nil {
+		return fmt.Errorf("dns: %w", err)
+	}
+	if _, err := ParseHosts(o.Hosts); err != nil {
+		return fmt.Errorf("hosts: %w", err)
 	}
 	return nil
 }
@@ -153,7 +178,7 @@ func process(o SpecOptions) *specs.Process {
 		"HOME=/",
 		"TERM=linux",
 		// Container interface: tells the init and ConditionVirtualization= where they are.
-		"container=vzrun",
+		"container=" + containerName,
 		// Keeps PID 1 from opening a pressure-stall trigger. CRIU reopens such a
 		// file without its trigger, and PID 1 then spins on EPOLLPRI.
 		"MEMORY_PRESSURE_WATCH=/dev/null",
@@ -166,6 +191,10 @@ func process(o SpecOptions) *specs.Process {
 		// In a container systemd reads its own arguments as the kernel's command
 		// line (systemd(1)). Without this the guest's /etc/hostname would win.
 		args = append(args, "systemd.hostname="+o.Hostname)
+	}
+	if o.Init == Systemd && o.Identify && o.UUID != "" {
+		// Likewise: systemd writes it to /etc/machine-id in place of what is there.
+		args = append(args, "systemd.machine_id="+strings.ToLower(strings.ReplaceAll(o.UUID, "-", "")))
 	}
 	caps := capabilities()
 	return &specs.Process{

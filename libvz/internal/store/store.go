@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,8 +70,10 @@ type Operation struct {
 
 // Record is what is stored of one container.
 type Record struct {
-	Format    int        `json:"format"`
-	ID        string     `json:"id"`
+	Format int    `json:"format"`
+	ID     string `json:"id"`
+	// UUID is the container's own, where its configuration has one.
+	UUID      string     `json:"uuid,omitempty"`
 	Operation *Operation `json:"operation,omitempty"`
 }
 
@@ -162,6 +165,29 @@ func (s *Store) Read(id string) (*Record, error) {
 		return nil, fmt.Errorf("read %s: format %d: %w", path, r.Format, ErrNewer)
 	}
 	return r, nil
+}
+
+// All returns the records of all containers, without locks. What cannot be read
+// is left out.
+func (s *Store) All() ([]Record, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []Record
+	for _, e := range entries {
+		id, isRecord := strings.CutSuffix(e.Name(), ".json")
+		if !isRecord {
+			continue
+		}
+		if r, err := s.Read(id); err == nil && r.ID == id {
+			all = append(all, *r)
+		}
+	}
+	return all, nil
 }
 
 // HasLock tells whether there is a lock file, held or not.

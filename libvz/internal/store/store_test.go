@@ -168,3 +168,31 @@ func TestRemoveTreeStopsAtMounts(t *testing.T) {
 		t.Fatalf("the rootfs was emptied: %v", err)
 	}
 }
+
+func TestAllReadsWhatItCan(t *testing.T) {
+	root := t.TempDir()
+	s := Open(root)
+	if all, err := s.All(); err != nil || len(all) != 0 {
+		t.Fatalf("before the first lock: %v, %v", all, err)
+	}
+	for id, uuid := range map[string]string{"a": "u1", "b": ""} {
+		e, err := s.Lock(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.UUID = uuid
+		if err := e.Save(); err != nil {
+			t.Fatal(err)
+		}
+		e.Close()
+	}
+	for name, content := range map[string]string{"c.json": "{", "d.json": `{"format":99,"id":"d"}`, "e.json": `{"format":1,"id":"other"}`} {
+		if err := os.WriteFile(filepath.Join(root, DirName, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := s.All()
+	if err != nil || len(all) != 2 || all[0].ID != "a" || all[0].UUID != "u1" || all[1].UUID != "" {
+		t.Errorf("got %+v, %v", all, err)
+	}
+}

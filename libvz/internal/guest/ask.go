@@ -1,0 +1,126 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Starting is what [Ask] returns of a systemd that is not ready for questions.
+const Starting = "starting"
+
+// Ask returns what the systemd that is process pid says of the system at this
+// moment: systemd's SystemState, or [Starting] where its socket is not there
+// yet. Arguments, rights and trust are those of [WaitReady], but it waits for
+// nothing but the answer, and for that not longer than ctx.
+//
+// Files of the guest are opened, which a file system of the guest's own making
+// (FUSE) can delay for as long as it likes: a caller who must not wait calls
+// Ask in a goroutine that it can leave behind.
+func Ask(ctx context.Context, pid int, uid, gid uint32) (string, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return "", ErrInitGone
+	} else if err != nil {
+		return "", fmt.Errorf("pidfd of %d: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	root, err := openRoot(pid)
+	if ended(pidfd) { // see WaitReady
+		return "", ErrInitGone
+	} else if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	w := waiter{root: root, pidfd: pidfd, uid: uid, gid: gid}
+	conn, err := w.tryConnect()
+	switch {
+	case absent(err), errors.Is(err, unix.ECONNREFUSED):
+		return Starting, nil
+	case err != nil:
+		return "", fmt.Errorf("%s of the guest: %w", privateSocket, err)
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		conn.SetDeadline(deadline) //nolint:errcheck // a socket is pollable
+	}
+	b, err := newBus(conn)
+	if err != nil {
+		return "", err
+	}
+	return b.property(busPath, busIface, "SystemState")
+}
+
+// maxOSRelease bounds an os-release file; real ones have some hundred bytes.
+const maxOSRelease = 64 << 10
+
+// OSName returns the name of the operating system in the root directory at dir,
+// for people: PRETTY_NAME of os-release(5), "" where there is none. Links are
+// followed as the guest's root would, and no other mount is entered. The text
+// is stripped of control characters.
+func OSName(dir string) (string, error) {
+	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	for _, name := range []string{"/etc/os-release", "/usr/lib/os-release"} {
+		text, err := readOwnFile(root, name, maxOSRelease)
+		if absent(err) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return prettyName(text), nil
+	}
+	return "", nil
+}
+
+// readOwnFile reads a regular file on the file system of root itself.
+func readOwnFile(root *os.File, name string, most int64) (string, error) {
+	f, err := openHow(root, name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("%s of the guest: not a file but %s", name, st.Mode().Type())
+	}
+	text, err := io.ReadAll(io.LimitReader(f, most))
+	return string(text), err
+}
+
+// prettyName reads the shell-like assignments of os-release(5).
+func prettyName(text string) string {
+	name := ""
+	for line := range strings.Lines(text) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "PRETTY_NAME":
+			return unquote(value)
+		case "NAME":
+			name = unquote(value)
+		}
+	}
+	return name
+}
+
+func unquote(s string) string {
+	if n := len(s); n >= 2 && (s[0] == '"' || s[0] == '\'') && s[n-1] == s[0] {
+		s = s[1 : n-1]
+	}
+	return printable(strings.NewReplacer(`\"`, `"`, `\$`, `$`, "\\`", "`", `\\`, `\`).Replace(s))
+}
