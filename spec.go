@@ -27,6 +27,7 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "ram", Usage: "with --system: limit of memory, a `SIZE` such as 512M"},
 			&cli.StringFlag{Name: "swap", Usage: "with --system: limit of swap, a `SIZE` such as 2G"},
 			&cli.Float64Flag{Name: "cpus", Usage: "with --system: processor time, a `NUMBER` such as 1.5"},
+			&cli.StringSliceFlag{Name: "net", Usage: "with --system: a network interface, `SPEC` as for run; may be repeated"},
 		},
 		Action: writeSpec,
 	}
@@ -63,7 +64,7 @@ func enterBundle(dir string) error {
 
 func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
-		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "cpus"} {
+		for _, name := range []string{"hostname", "rootfs", "ram", "swap", "cpus", "net"} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
 			}
@@ -89,7 +90,7 @@ func newSpec(c *cli.Context) (*specs.Spec, error) {
 }
 
 func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
-	o := libvz.SpecOptions{Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus")}
+	o := libvz.SpecOptions{Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"), Net: c.StringSlice("net")}
 	var err error
 	if o.RAM, err = parseSize("ram", c.String("ram")); err != nil {
 		return o, err

@@ -23,6 +23,8 @@ func Features() *features.Features {
 		MountOptions:  mountOptions(),
 		Annotations: map[string]string{
 			"org.vzrun.checkpoint": "true",
+			// The kinds of interfaces that the annotation may name.
+			annotationNet: "bridge,routed,cni",
 			// Engines ask it by this name before they offer checkpoints.
 			"org.opencontainers.runc.checkpoint.enabled": "true",
 		},

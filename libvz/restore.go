@@ -129,6 +129,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
+	if err := placeNetwork(spec, m.Spec, m.Links, links); err != nil {
+		return nil, err
+	}
 	entry, err := h.claim(id)
 	if err != nil {
 		return nil, err
@@ -189,6 +192,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			if err := r.host.makeNotifyFolder(r.id); err != nil {
 				return err
 			}
+		}
+		if err := r.reserveNetwork(ctx); err != nil {
+			return err
 		}
 		if err := r.isolateNetwork(); err != nil {
 			return err

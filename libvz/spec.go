@@ -33,6 +33,8 @@ type SpecOptions struct {
 	// IDBase is the host's uid and gid of the guest's root, the first of
 	// 65536; 0 chooses a range that nobody has.
 	IDBase uint32
+	// Net are the network interfaces, as in CreateOptions.
+	Net []string
 }
 
 // SystemSpec returns the configuration of a whole operating system for the
@@ -54,6 +56,10 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if err != nil {
 		return nil, withHint("name the guest's root directory with --rootfs", "rootfs: %w", err)
 	}
+	net, err := JoinNets(o.Net)
+	if err != nil {
+		return nil, err
+	}
 	init, path, err := guest.Detect(dir)
 	if errors.Is(err, guest.ErrNoInit) {
 		return nil, withHint("without --system the configuration is for a single program", "%w", err)
@@ -70,11 +76,15 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	if _, err := rand.Read(uuid); err != nil {
 		return nil, err
 	}
-	return guest.Spec(guest.SpecOptions{
+	s, err := guest.Spec(guest.SpecOptions{
 		Rootfs: o.Rootfs, Hostname: o.Hostname, Init: init, InitPath: path,
 		RAM: o.RAM, Swap: o.Swap, CPUs: o.CPUs, IDBase: o.IDBase, IDSize: idRange,
 		UUID: hex.EncodeToString(uuid),
 	})
+	if err == nil && net != "" {
+		s.Annotations[annotationNet] = net
+	}
+	return s, err
 }
 
 const (

@@ -9,7 +9,7 @@ _vzrun_valued=' --root --log --log-format --criu --rootless --bundle -b
  --resources -r --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
- --interval --escape --tail -n '
+ --interval --escape --tail -n --net '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill list
@@ -21,8 +21,8 @@ _vzrun_flags() {
 	local launch='--bundle --console-socket --pid-file --no-pivot'
 	case $1 in
 	'') echo '--root --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
-	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds" ;;
-	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape" ;;
+	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
+	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape --net" ;;
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
@@ -40,7 +40,7 @@ _vzrun_flags() {
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
-	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus' ;;
+	spec) echo '--bundle --rootless --system --hostname --rootfs --ram --swap --cpus --net' ;;
 	esac
 	echo '--help'
 }
