@@ -268,12 +268,17 @@ func (h *Host) refuseAddresses(id, text string) error {
 // made, but for one.
 func (h *Host) usedNets(id string) (map[string]string, error) {
 	used := make(map[string]string)
-	ids, err := h.store.Begun()
+	begun, err := h.store.Begun()
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range ids {
-		if r.ID != id && (r.Operation.Name == "create" || r.Operation.Name == "restore") {
+	for _, r := range begun {
+		making := r.Operation.Name == "create" || r.Operation.Name == "restore"
+		if r.ID == id || !making || r.Operation.Net == "" {
+			continue
+		}
+		// One whose process died on the way is nothing any more.
+		if err := h.heal(r.ID); err != nil {
 			used[r.ID] = r.Operation.Net
 		}
 	}

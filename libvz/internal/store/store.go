@@ -169,7 +169,7 @@ func (s *Store) Read(id string) (*Record, error) {
 }
 
 // Begun returns the records with an operation that has not ended, without locks.
-// What comes and goes meanwhile may be missing.
+// What comes and goes meanwhile may be missing, and what a newer version wrote.
 func (s *Store) Begun() ([]Record, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -182,7 +182,7 @@ func (s *Store) Begun() ([]Record, error) {
 			continue
 		}
 		r, err := s.Read(id)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNewer) {
 			continue
 		}
 		if err != nil {

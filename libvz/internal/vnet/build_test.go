@@ -2,6 +2,7 @@ package vnet
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strconv"
@@ -117,6 +118,32 @@ func TestBuild(t *testing.T) {
 	if n := tablesNamed(t, "vzrun-t"); n != 0 {
 		t.Errorf("%d tables left", n)
 	}
+}
+
+// TestGuardMany has as many rules as there can be.
+func TestGuardMany(t *testing.T) {
+	h := newHostNS(t)
+	addBridge(t, h, "br0")
+	var specs []string
+	for i := range MaxNets {
+		spec := "bridge=br0,nat"
+		for j := range maxIPs / 2 {
+			spec += fmt.Sprintf(",ip=10.1.%d.%d/16,ip=fd00:1::%d:%d/64", i, j+1, i, j+1)
+		}
+		specs = append(specs, spec)
+	}
+	nets := complete(t, strings.Join(specs, ";"))
+	pid := newProc(t, syscall.CLONE_NEWNET)
+	must(t, Build(nets, netnsOf(t, pid)))
+	must(t, Guard("vzrun-many", nets))
+	c, err := nftables.New()
+	must(t, err)
+	chains, err := c.ListChains()
+	must(t, err)
+	if len(chains) != MaxNets+1 {
+		t.Errorf("%d chains", len(chains))
+	}
+	must(t, Unguard("vzrun-many"))
 }
 
 func TestBuildRefuses(t *testing.T) {

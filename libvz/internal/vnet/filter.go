@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,6 +52,12 @@ func Guard(table string, nets []Net) error {
 	return nil
 }
 
+// openFilter gives the answers to many rules room: the kernel confirms each.
+func openFilter() (*nftables.Conn, error) {
+	const room = 4 << 20
+	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error { return c.SetReadBuffer(room) }))
+}
+
 // families are those in which Guard may make a table.
 func families() []nftables.TableFamily {
 	return []nftables.TableFamily{nftables.TableFamilyNetdev, nftables.TableFamilyINet}
@@ -59,7 +66,7 @@ func families() []nftables.TableFamily {
 // Unguard removes the tables of that name. It is no error if there is none.
 func Unguard(table string) error {
 	for _, family := range families() {
-		c, err := nftables.New()
+		c, err := openFilter()
 		if err != nil {
 			return fmt.Errorf("open packet filter: %w", err)
 		}
@@ -78,7 +85,7 @@ func Unguard(table string) error {
 
 // replaceTable begins a transaction in which an older table goes.
 func replaceTable(name string, family nftables.TableFamily) (*nftables.Conn, *nftables.Table, error) {
-	c, err := nftables.New()
+	c, err := openFilter()
 	if err != nil {
 		return nil, nil, err
 	}
