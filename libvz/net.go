@@ -211,7 +211,10 @@ func (h *Host) takeDownNetwork(ctx context.Context, id, text string) error {
 	attachments := h.attachments(id, nets)
 	slices.Reverse(attachments)
 	for _, a := range attachments {
-		if err := a.Del(ctx); err != nil {
+		err := a.Del(ctx)
+		if errors.Is(err, cninet.ErrNeverAdded) {
+			h.warn(id, "%v", err)
+		} else if err != nil {
 			return withHint("once its plugins are there (CNI_PATH) and work, the next vzrun that meets the container tries again", "%w", err)
 		}
 	}

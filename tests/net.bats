@@ -15,6 +15,7 @@ setup() {
 	# Not by spawn: it is needed until the last container is deleted.
 	unshare --net sh -c 'echo up; exec sleep infinity' </dev/null >"$VZ_TMP/host" 2>&1 3>&- &
 	HOST=$!
+	disown
 	wait_line "$VZ_TMP/host" up
 	host ip link set lo up
 	host ip link add vzbr0 type bridge
@@ -88,8 +89,8 @@ host_net_is_clean() {
 }
 
 @test "guests on a bridge reach each other and the host, by IPv4 and IPv6" {
-	net_up "$ID-a" bridge=vzbr0,ip=10.1.0.5/24,gw=10.1.0.1,ip=fd00:1::5/64,gw=fd00:1::1,mac=02:00:00:00:00:05,mtu=1400
-	net_up "$ID-b" bridge=vzbr0,ip=10.1.0.6/24,ip=fd00:1::6/64,host=vzb,name=lan0
+	net_up "$ID-a" bridge=vzbr0,ip=10.1.0.5/24,gw=10.1.0.1,ip=fd00:1::5/64,gw=fd00:1::1,mac=02:00:00:00:00:05
+	net_up "$ID-b" bridge=vzbr0,ip=10.1.0.6/24,ip=fd00:1::6/64,host=vzb,name=lan0,mtu=1400
 	answers host 10.1.0.5
 	answers host fd00:1::6
 	answers guest "$ID-a" 10.1.0.6
@@ -98,13 +99,13 @@ host_net_is_clean() {
 	[[ $(guest "$ID-a" ip route | head -n 1) == 'default via 10.1.0.1 dev eth0'* ]]
 	[[ $(guest "$ID-a" ip -6 route) == *'default via fd00:1::1 dev eth0'* ]]
 	[[ $(guest "$ID-a" cat /sys/class/net/eth0/address) == 02:00:00:00:00:05 ]]
-	[[ $(guest "$ID-a" cat /sys/class/net/eth0/mtu) == 1400 ]]
-	[[ $(guest "$ID-b" cat /sys/class/net/lan0/mtu) == 1500 ]]
+	[[ $(guest "$ID-a" cat /sys/class/net/eth0/mtu) == 1500 ]]
+	[[ $(guest "$ID-b" cat /sys/class/net/lan0/mtu) == 1400 ]]
 	host ip link show vzb | grep 'master vzbr0'
 
 	# All of it can be read from outside, what was chosen too.
 	state=$(vz state "$ID-b" | jq -r '.annotations["org.vzrun.net"]')
-	[[ $state == bridge=vzbr0,ip=10.1.0.6/24,ip=fd00:1::6/64,mac=*,name=lan0,host=vzb,filter=ip ]]
+	[[ $state == bridge=vzbr0,ip=10.1.0.6/24,ip=fd00:1::6/64,mac=*,mtu=1400,name=lan0,host=vzb,filter=ip ]]
 	[[ $state == *"mac=$(guest "$ID-b" cat /sys/class/net/lan0/address)"* ]]
 
 	vz delete --force "$ID-a"
@@ -446,7 +447,7 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	wait_guest "$ID"
 	answers host 10.1.0.5
 	answers host fd00:1::5
-	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *nginx* ]]
+	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
 	mkfifo "$VZ_TMP/talk.in"
 	spawn "$VZ_TMP/talk" sh -c 'exec "$@" <"$0"' "$VZ_TMP/talk.in" \
 		nsenter --net="/proc/$HOST/ns/net" -- "$bundle/rootfs/usr/local/bin/vzguest" talk 10.1.0.5:7
@@ -459,7 +460,7 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	exec {open}>&-
 	wait_line "$VZ_TMP/talk" '^lines='
 	answers host fd00:1::5
-	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *nginx* ]]
+	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
 	[[ $(guest "$ID" systemctl is-system-running) == running ]]
 	vz stop "$ID"
 	vz delete "$ID"

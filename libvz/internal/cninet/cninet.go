@@ -23,6 +23,9 @@ var (
 	ErrNoNetwork = errors.New("no such CNI network")
 	// ErrPlugin says that a plugin could not be run, or refused.
 	ErrPlugin = errors.New("CNI plugin failed")
+	// ErrNeverAdded says that a network could not be left that Add has not
+	// reported as joined. There may be nothing to take away, and nobody knows.
+	ErrNeverAdded = errors.New("cannot take back what CNI plugins may have begun")
 	// ErrNotGiven says that the network gave other addresses than those asked
 	// for: its IPAM plugin takes no wishes.
 	ErrNotGiven = errors.New("the CNI network does not give what is asked for")
@@ -182,7 +185,8 @@ func (a Attachment) Addresses() ([]netip.Prefix, error) {
 
 // Del takes away what Add, perhaps one that was interrupted, did on the host.
 // The container's network namespace is gone by now. It is idempotent, and does
-// nothing where the network was added never and is not there any more.
+// nothing where the network was never added and is not there any more. It returns
+// ErrPlugin, or ErrNeverAdded.
 func (a Attachment) Del(ctx context.Context) error {
 	conf, plugins := folders()
 	cni := libcni.NewCNIConfigWithCacheDir(plugins, a.CacheDir, nil)
@@ -190,7 +194,8 @@ func (a Attachment) Del(ctx context.Context) error {
 	// As it was at Add: it may have been edited or removed.
 	var list *libcni.NetworkConfigList
 	saved, _, err := cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: a.Network}, rt)
-	if err == nil && len(saved) > 0 {
+	added := err == nil && len(saved) > 0
+	if added {
 		list, err = libcni.NetworkConfFromBytes(saved)
 	} else {
 		list, err = loadNetwork(conf, a.Network)
@@ -200,6 +205,9 @@ func (a Attachment) Del(ctx context.Context) error {
 	}
 	if err == nil {
 		err = cni.DelNetworkList(ctx, list, rt)
+	}
+	if err != nil && !added {
+		return fmt.Errorf("%w: %s: %w", ErrNeverAdded, a.Network, err)
 	}
 	if err != nil {
 		return fmt.Errorf("leave network %s: %w: %w", a.Network, ErrPlugin, err)

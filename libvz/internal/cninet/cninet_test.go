@@ -128,3 +128,26 @@ func TestAddressesOfNone(t *testing.T) {
 		t.Errorf("%v, %v", ips, err)
 	}
 }
+
+func TestDelFails(t *testing.T) {
+	dir, a := newNetwork(t)
+	remove := func() {
+		if err := os.Remove(filepath.Join(dir, "fake")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Add(t.Context(), "/x"); err != nil {
+		t.Fatal(err)
+	}
+	remove()
+	if err := a.Del(t.Context()); !errors.Is(err, ErrPlugin) {
+		t.Errorf("%v", err)
+	}
+	// Where Add never came to an end there is perhaps nothing to do.
+	_, a = newNetwork(t)
+	dir = os.Getenv("CNI_PATH")
+	remove()
+	if err := a.Del(t.Context()); !errors.Is(err, ErrNeverAdded) || errors.Is(err, ErrPlugin) {
+		t.Errorf("%v", err)
+	}
+}

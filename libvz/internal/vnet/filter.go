@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -97,6 +98,12 @@ func replaceTable(name string, family nftables.TableFamily) (*nftables.Conn, *nf
 }
 
 func installFilter(table string, nets []Net) error {
+	// A guest may answer through another interface than it was asked on, so
+	// what is its own is so on all of them.
+	var v4, v6 []netip.Addr
+	for i := range nets {
+		v4, v6 = append(v4, nets[i].ips(true)...), append(v6, nets[i].ips(false)...)
+	}
 	c, t, err := replaceTable(table, nftables.TableFamilyNetdev)
 	if err != nil {
 		return err
@@ -109,7 +116,7 @@ func installFilter(table string, nets []Net) error {
 			Name: n.Host, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
 			Priority: priority, Policy: &policy, Device: n.Host,
 		})
-		for _, r := range filterRules(n) {
+		for _, r := range filterRules(n, v4, v6) {
 			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: r.exprs()})
 		}
 	}
@@ -234,8 +241,9 @@ func icmpv6(kind byte) []match {
 
 func (m match) not() match { m.differ = true; return m }
 
-// filterRules decides what a guest may send; the first rule that fits counts.
-func filterRules(n Net) []rule {
+// filterRules decides what a guest with these addresses may send through one of
+// its interfaces; the first rule that fits counts.
+func filterRules(n Net, v4, v6 []netip.Addr) []rule {
 	rules := []rule{
 		{match: []match{{base: expr.PayloadBaseLLHeader, offset: srcMAC, value: n.MAC, differ: true}}},
 		{match: []match{ether(typeARP), network(arpSenderMAC, n.MAC).not()}},
@@ -249,13 +257,13 @@ func filterRules(n Net) []rule {
 	if n.Filter == FilterMAC {
 		return append(rules, rule{accept: true})
 	}
-	for _, ip := range n.ips(true) {
+	for _, ip := range v4 {
 		rules = append(rules,
 			rule{match: []match{ether(typeARP), network(arpSenderIP, ip.AsSlice())}, accept: true},
 			rule{match: []match{ether(typeIPv4), network(srcIPv4, ip.AsSlice())}, accept: true})
 	}
-	if own := n.ips(false); len(own) > 0 {
-		rules = append(rules, rulesV6(append(own, linkLocal(n.MAC)))...)
+	if len(v6) > 0 {
+		rules = append(rules, rulesV6(append(slices.Clone(v6), linkLocal(n.MAC)))...)
 	}
 	return append(rules, rule{})
 }

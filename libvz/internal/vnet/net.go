@@ -110,7 +110,10 @@ func parseNet(text string) (Net, error) {
 			if flag {
 				return n, fmt.Errorf("%s takes no value", key)
 			}
-			return n, fmt.Errorf("%q is not known or has no value; known are %s", key, netKeys)
+			if slices.Contains(strings.Split(netKeys, ", "), key+"=") {
+				return n, fmt.Errorf("%s= needs a value", key)
+			}
+			return n, fmt.Errorf("%q is not known; known are %s", key, netKeys)
 		}
 		if err := n.set(key, value); err != nil {
 			return n, err

@@ -37,7 +37,7 @@ func TestParseNetsRefuses(t *testing.T) {
 		"ip=10.1.0.5/24":                                      "one of bridge=NAME, routed, cni=NAME is missing",
 		"bridge=br0,routed,ip=10.1.0.5":                       "exclude each other",
 		"bridge=br0,pi=10.1.0.5/24":                           `"pi" is not known; known are bridge=`,
-		"bridge":                                              `"bridge" is not known or has no value`,
+		"bridge":                                              "bridge= needs a value",
 		"bridge=":                                             "no name of an interface",
 		"bridge=averyveryverylongname":                        "no name of an interface",
 		"routed=br0,ip=10.1.0.5":                              "routed takes no value",
@@ -98,7 +98,7 @@ func FuzzParseNets(f *testing.F) {
 			t.Errorf("%q became %q: %v", text, canonical, err)
 		}
 		for _, n := range nets {
-			filterRules(n)
+			filterRules(n, n.ips(true), n.ips(false))
 			announcements(n)
 		}
 	})
