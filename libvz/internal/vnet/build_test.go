@@ -169,3 +169,17 @@ func TestBuildRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestSkipIndexes(t *testing.T) {
+	h := newHostNS(t)
+	must(t, SkipIndexes([]Link{{Index: 3}, {Index: 2}}))
+	pid := newProc(t, syscall.CLONE_NEWNET)
+	if index := addPair(t, h, "first", "eth0", pid).Attrs().Index; index < 4 {
+		t.Errorf("index %d", index)
+	}
+	all, err := h.LinkList()
+	must(t, err)
+	if len(all) > 2 {
+		t.Errorf("left over: %v", all)
+	}
+}

@@ -235,3 +235,27 @@ func TestLinkLocal(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestFreeIndexes(t *testing.T) {
+	for _, tt := range []struct {
+		inner []int
+		want  int
+	}{
+		{nil, 2},
+		{[]int{2}, 2},
+		{[]int{2, 3}, 4},
+		{[]int{3, 2}, 4},
+		{[]int{7, 9}, 2},
+		{[]int{2, 4, 5000}, 6},
+		{[]int{3, 6, 9}, 10},
+		{[]int{0, 0}, 4},
+	} {
+		var links []Link
+		for _, i := range tt.inner {
+			links = append(links, Link{Index: i})
+		}
+		if got := freeIndexes(append(links, Link{Elsewhere: true})); got != tt.want {
+			t.Errorf("%v: %d", tt.inner, got)
+		}
+	}
+}
