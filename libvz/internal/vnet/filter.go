@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -53,10 +52,13 @@ func Guard(table string, nets []Net) error {
 	return nil
 }
 
-// openFilter gives the answers to many rules room: the kernel confirms each.
+// openFilter gives many rules room: they are sent at once, and the kernel
+// confirms each.
 func openFilter() (*nftables.Conn, error) {
 	const room = 4 << 20
-	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error { return c.SetReadBuffer(room) }))
+	return nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(room), c.SetReadBuffer(room))
+	}))
 }
 
 // families are those in which Guard may make a table.
@@ -97,28 +99,50 @@ func replaceTable(name string, family nftables.TableFamily) (*nftables.Conn, *nf
 	return c, c.AddTable(t), nil
 }
 
+// Chains that all the interfaces of a container share. They have names that no
+// host end can have.
+const (
+	chainAddresses = "shared/addresses"
+	chainTargets   = "shared/targets"
+	chainSources   = "shared/sources"
+)
+
 func installFilter(table string, nets []Net) error {
 	// A guest may answer through another interface than it was asked on, so
 	// what is its own is so on all of them.
-	var v4, v6 []netip.Addr
+	var own []netip.Addr
 	for i := range nets {
-		v4, v6 = append(v4, nets[i].ips(true)...), append(v6, nets[i].ips(false)...)
+		own = append(own, nets[i].ips(true)...)
+		if v6 := nets[i].ips(false); len(v6) > 0 {
+			own = append(append(own, v6...), linkLocal(nets[i].MAC))
+		}
 	}
 	c, t, err := replaceTable(table, nftables.TableFamilyNetdev)
 	if err != nil {
 		return err
 	}
+	fill := func(chain *nftables.Chain, rules []rule) {
+		for _, r := range rules {
+			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: r.exprs()})
+		}
+	}
+	shared := sharedRules(own)
+	names := []string{chainSources, chainTargets, chainAddresses} // those first that others lead to
+	chains := make(map[string]*nftables.Chain)
+	for _, name := range names {
+		chains[name] = c.AddChain(&nftables.Chain{Name: name, Table: t})
+	}
+	for _, name := range names {
+		fill(chains[name], shared[name])
+	}
 	// Before all that looks at packets by connection.
 	priority := nftables.ChainPriorityRef(-500)
 	for _, n := range nets {
 		policy := nftables.ChainPolicyAccept
-		chain := c.AddChain(&nftables.Chain{
+		fill(c.AddChain(&nftables.Chain{
 			Name: n.Host, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
 			Priority: priority, Policy: &policy, Device: n.Host,
-		})
-		for _, r := range filterRules(n, v4, v6) {
-			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: r.exprs()})
-		}
+		}), entryRules(n))
 	}
 	return c.Flush()
 }
@@ -159,15 +183,19 @@ func fromAddr(ip netip.Addr) rule {
 	return rule{match: []match{
 		{meta: expr.MetaKeyNFPROTO, value: []byte{family}},
 		{base: expr.PayloadBaseNetworkHeader, offset: offset, value: ip.AsSlice()},
-	}, fall: true}
+	}, do: pass}
 }
 
 // rule is what the filter does with packets that all of match fits.
 type rule struct {
-	match  []match
-	accept bool // else drop
-	fall   bool // neither
+	match []match
+	do    string // drop, "" too; accept, pass (on to what follows), or a chain to go to
 }
+
+const (
+	accept = "accept"
+	pass   = "pass"
+)
 
 // match compares a part of a packet, or what the kernel knows of it.
 type match struct {
@@ -197,13 +225,15 @@ func (r rule) exprs() []expr.Any {
 		}
 		out = append(out, &expr.Cmp{Op: op, Register: 1, Data: m.value})
 	}
-	switch {
-	case r.fall:
-	case r.accept:
+	switch r.do {
+	case pass:
+	case accept:
 		out = append(out, &expr.Verdict{Kind: expr.VerdictAccept})
-	default:
+	case "":
 		// Whoever wonders where packets are finds them counted.
 		out = append(out, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})
+	default:
+		out = append(out, &expr.Verdict{Kind: expr.VerdictGoto, Chain: r.do})
 	}
 	return out
 }
@@ -241,9 +271,9 @@ func icmpv6(kind byte) []match {
 
 func (m match) not() match { m.differ = true; return m }
 
-// filterRules decides what a guest with these addresses may send through one of
-// its interfaces; the first rule that fits counts.
-func filterRules(n Net, v4, v6 []netip.Addr) []rule {
+// entryRules decide what may enter through the host end of an interface; the
+// first rule that fits counts.
+func entryRules(n Net) []rule {
 	rules := []rule{
 		{match: []match{{base: expr.PayloadBaseLLHeader, offset: srcMAC, value: n.MAC, differ: true}}},
 		{match: []match{ether(typeARP), network(arpSenderMAC, n.MAC).not()}},
@@ -255,37 +285,38 @@ func filterRules(n Net, v4, v6 []netip.Addr) []rule {
 		}}},
 	}
 	if n.Filter == FilterMAC {
-		return append(rules, rule{accept: true})
+		return append(rules, rule{do: accept})
 	}
-	for _, ip := range v4 {
-		rules = append(rules,
-			rule{match: []match{ether(typeARP), network(arpSenderIP, ip.AsSlice())}, accept: true},
-			rule{match: []match{ether(typeIPv4), network(srcIPv4, ip.AsSlice())}, accept: true})
-	}
-	if len(v6) > 0 {
-		rules = append(rules, rulesV6(append(slices.Clone(v6), linkLocal(n.MAC)))...)
-	}
-	return append(rules, rule{})
+	return append(rules, rule{do: chainAddresses})
 }
 
-// rulesV6 lets through what comes from a guest's own addresses and does not
-// speak of those of others.
-func rulesV6(own []netip.Addr) []rule {
-	rules := []rule{{match: icmpv6(routerAdvert)}, {match: icmpv6(redirect)}}
-	foreign := icmpv6(neighAdv)
+// sharedRules let through what comes from the addresses that are the guest's
+// own and does not speak of those of others.
+func sharedRules(own []netip.Addr) map[string][]rule {
+	addresses := []rule{{match: icmpv6(routerAdvert)}, {match: icmpv6(redirect)}, {match: icmpv6(neighAdv), do: chainTargets}}
+	var targets, sources []rule
 	for _, ip := range own {
-		foreign = append(foreign, icmp(icmpNDTarget, ip.AsSlice()).not())
+		if ip.Is4() {
+			sources = append(sources,
+				rule{match: []match{ether(typeARP), network(arpSenderIP, ip.AsSlice())}, do: accept},
+				rule{match: []match{ether(typeIPv4), network(srcIPv4, ip.AsSlice())}, do: accept})
+			continue
+		}
+		targets = append(targets, rule{match: []match{icmp(icmpNDTarget, ip.AsSlice())}, do: chainSources})
+		sources = append(sources, rule{match: []match{ether(typeIPv6), network(srcIPv6, ip.AsSlice())}, do: accept})
 	}
-	rules = append(rules, rule{match: foreign})
-	for _, ip := range own {
-		rules = append(rules, rule{match: []match{ether(typeIPv6), network(srcIPv6, ip.AsSlice())}, accept: true})
+	if len(targets) > 0 {
+		// Without an address yet: is it free, and who listens to its group.
+		unspecified := network(srcIPv6, make([]byte, 16))
+		for _, kind := range []byte{neighSolicit, mldReport} {
+			sources = append(sources, rule{match: append(icmpv6(kind), unspecified), do: accept})
+		}
 	}
-	// Without an address yet: is it free, and who listens to its group.
-	unspecified := network(srcIPv6, make([]byte, 16))
-	for _, kind := range []byte{neighSolicit, mldReport} {
-		rules = append(rules, rule{match: append(icmpv6(kind), unspecified), accept: true})
+	return map[string][]rule{
+		chainAddresses: append(addresses, rule{do: chainSources}),
+		chainTargets:   append(targets, rule{}),
+		chainSources:   append(sources, rule{}),
 	}
-	return rules
 }
 
 // linkLocal is the address that the kernel makes of a MAC, RFC 4291 appendix A.

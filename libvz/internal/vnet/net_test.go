@@ -98,7 +98,7 @@ func FuzzParseNets(f *testing.F) {
 			t.Errorf("%q became %q: %v", text, canonical, err)
 		}
 		for _, n := range nets {
-			filterRules(n, n.ips(true), n.ips(false))
+			entryRules(n)
 			announcements(n)
 		}
 	})
