@@ -16,7 +16,7 @@ func createCommand() *cli.Command {
 		ArgsUsage: "<container-id>",
 		Flags: []cli.Flag{
 			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), pidFileFlag(),
-			noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(), consoleFlag(),
+			noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(), consoleFlag(), netFlag(),
 		},
 		Action: create,
 	}
@@ -82,6 +82,7 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 		NoNewKeyring: c.Bool("no-new-keyring"),
 		Notify:       wantsNotify(),
 		Spec:         spec,
+		Net:          c.StringSlice("net"),
 	})
 	if err != nil {
 		g.close()

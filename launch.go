@@ -80,6 +80,10 @@ func noPivotFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-pivot", Usage: "move the root instead of pivoting, for a rootfs on a ramdisk"}
 }
 
+func netFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "net", Usage: "make a network interface, `SPEC` as in bridge=br0,ip=10.1.0.5/24,gw=10.1.0.1 or routed,ip=10.2.0.5; may be repeated"}
+}
+
 func noNewKeyringFlag() cli.Flag {
 	return &cli.BoolFlag{Name: "no-new-keyring", Usage: "inherit the caller's session keyring"}
 }

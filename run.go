@@ -15,7 +15,7 @@ func runCommand() *cli.Command {
 			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), detachFlag(),
 			&cli.BoolFlag{Name: "keep", Usage: "do not delete the container when it ends"},
 			pidFileFlag(), noSubreaperFlag(), noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
-			consoleFlag(), escapeFlag(),
+			consoleFlag(), escapeFlag(), netFlag(),
 		},
 		Action: run,
 	}

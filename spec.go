@@ -37,6 +37,7 @@ func specCommand() *cli.Command {
 			&cli.StringFlag{Name: "dns", Usage: "with --system: name `SERVERS` of the guest: none, host, or addresses and search=DOMAIN (default: none)"},
 			&cli.StringFlag{Name: "hosts", Usage: "with --system: `ENTRIES` of /etc/hosts: none, or self, host and NAME=ADDRESS (default: none)"},
 			&cli.StringFlag{Name: "lxcfs", Usage: "with --system: show the guest its limits: auto, no or the `PATH` of lxcfs (default: auto)"},
+			&cli.StringSliceFlag{Name: "net", Usage: "with --system: a network interface, `SPEC` as for run; may be repeated"},
 		},
 		Action: writeSpec,
 	}
@@ -75,7 +76,7 @@ func newSpec(c *cli.Context) (*specs.Spec, error) {
 	if !c.Bool("system") {
 		for _, name := range []string{
 			"hostname", "rootfs", "template", "image", "ram", "swap", "ids", "cpus", "features",
-			"machine-id", "dns", "hosts", "lxcfs",
+			"machine-id", "dns", "hosts", "lxcfs", "net",
 		} {
 			if c.IsSet(name) {
 				return nil, &usageError{msg: "spec: --" + name + " is for whole systems", hint: "add --system"}
@@ -106,6 +107,7 @@ func systemOptions(c *cli.Context) (libvz.SpecOptions, error) {
 		Hostname: c.String("hostname"), Rootfs: c.String("rootfs"), CPUs: c.Float64("cpus"),
 		Template: c.String("template"), Image: c.String("image"), Features: c.String("features"),
 		MachineID: c.String("machine-id"), DNS: c.String("dns"), Hosts: c.String("hosts"), Lxcfs: c.String("lxcfs"),
+		Net: c.StringSlice("net"),
 	}
 	if o.Template != "" && o.Image != "" {
 		return o, &usageError{msg: "spec: --template and --image exclude each other"}

@@ -101,6 +101,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	}
 	if err := e.Begin(store.Operation{
 		Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid, Paused: is == libcontainer.Paused,
+		Net: netsOf(c.lc),
 	}); err != nil {
 		return nil, err
 	}
@@ -144,6 +145,11 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if err != nil {
 		return nil, err
 	}
+	nets, err := c.host.savedNetwork(c.id, netsOf(c.lc))
+	if err != nil {
+		return nil, err
+	}
+	recordNetwork(spec, nets) // flags may have changed it
 	if c.NotifySocket() != "" {
 		c.host.offerNotify(c.id, spec)
 	}

@@ -37,6 +37,10 @@ type CreateOptions struct {
 	// Notify gives the container a place for the socket that tells when it
 	// is ready, see Container.NotifySocket.
 	Notify bool
+	// Net are the network interfaces that vzrun makes, in place of those of
+	// the annotation org.vzrun.net, whose form they have; "none" alone takes
+	// those away.
+	Net []string
 }
 
 // Create makes a container from a bundle. Its namespaces, cgroups and mounts
@@ -65,6 +69,9 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		return nil, err
 	}
 	if err := h.offerLxcfs(id, spec); err != nil {
+		return nil, err
+	}
+	if err := h.planNetwork(id, spec, o.Net); err != nil {
 		return nil, err
 	}
 	if o.Notify {
@@ -109,6 +116,9 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		return n.correctState()
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := n.setUpNetwork(ctx); err != nil {
 		return nil, err
 	}
 	if err := n.prepareGuest(); err != nil {
@@ -233,7 +243,11 @@ func (n *nascent) begin(op string) (err error) {
 		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "container's cgroup unexpectedly frozen")
 	}
 	n.entry.UUID = containerUUID(n.spec)
-	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
+	nets := n.spec.Annotations[annotationNet]
+	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups), Net: nets}); err != nil {
+		return err
+	}
+	if err := n.host.refuseAddresses(n.id, nets); err != nil {
 		return err
 	}
 	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.privateConfig())

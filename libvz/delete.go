@@ -37,7 +37,7 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		if err := e.Begin(store.Operation{Name: "delete", Cgroups: st.CgroupPaths}); err != nil {
+		if err := e.Begin(store.Operation{Name: "delete", Cgroups: st.CgroupPaths, Net: netsOf(c.lc)}); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, killTimeout)
@@ -66,11 +66,11 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 	})
 }
 
-// links are the host ends of a whole operating system's network, so that
-// Delete can wait until their names are free again. Engines take down their
-// own.
+// links are the host ends of the network of a whole operating system, or of
+// one that vzrun made, so that Delete can wait until their names are free
+// again. Engines take down their own.
 func (c *Container) links(st *libcontainer.State) []vnet.Link {
-	if c.guestInit() == "" || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
+	if c.guestInit() == "" && netsOf(c.lc) == "" || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
 		return nil
 	}
 	links, err := vnet.Capture(st.InitProcessPid)

@@ -30,6 +30,8 @@ func Features() *features.Features {
 			"org.vzrun.rootfs.kinds": "directory,overlay,image",
 			// Names that the annotation of that name knows in config.json.
 			annotationFeatures: strings.Join(guest.Features(), ","),
+			// The kinds of interfaces that the annotation may name.
+			annotationNet: "bridge,routed,cni",
 			// Engines ask it by this name before they offer checkpoints.
 			"org.opencontainers.runc.checkpoint.enabled": "true",
 		},

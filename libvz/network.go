@@ -117,7 +117,10 @@ func (r *revival) isolateNetwork() error {
 		return fmt.Errorf("unshare network namespace: %w", err)
 	}
 	r.hostNet = host
-	return vnet.LoopbackUp()
+	if err := vnet.LoopbackUp(); err != nil {
+		return err
+	}
+	return vnet.SkipIndexes(r.links)
 }
 
 // attachLinks brings the host ends to the host and into the state they had.

@@ -132,6 +132,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
+	if err := placeNetwork(spec, m.Spec, m.Links, links); err != nil {
+		return nil, err
+	}
 	r := &revival{
 		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
 		images:  images, chain: chain, manifest: m, options: o, links: links,
@@ -194,6 +197,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			if err := r.host.makeNotifyFolder(r.id); err != nil {
 				return err
 			}
+		}
+		if err := r.reserveNetwork(ctx); err != nil {
+			return err
 		}
 		if err := r.isolateNetwork(); err != nil {
 			return err

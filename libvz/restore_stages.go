@@ -149,6 +149,9 @@ func (r *revival) stage(s criu.Stage) error {
 		if err := r.attachLinks(); err != nil {
 			return err
 		}
+		if err := r.resumeNetwork(s.Pid); err != nil {
+			return err
+		}
 		if err := r.writeState(s.Pid); err != nil {
 			return err
 		}

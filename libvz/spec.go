@@ -44,6 +44,8 @@ type SpecOptions struct {
 	// DNS, Hosts and Lxcfs are values of the annotations org.vzrun.dns,
 	// org.vzrun.hosts and org.vzrun.lxcfs; "" = not set.
 	DNS, Hosts, Lxcfs string
+	// Net are the network interfaces, as in CreateOptions.
+	Net []string
 }
 
 // SystemSpec returns the configuration of a whole operating system for the
@@ -57,6 +59,10 @@ func (h *Host) SystemSpec(o SpecOptions) (*specs.Spec, error) {
 
 func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 	dir, err := filepath.Abs(o.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	net, err := JoinNets(o.Net)
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +98,9 @@ func (h *Host) systemSpec(o SpecOptions) (*specs.Spec, error) {
 		return nil, err
 	}
 	maps.Copy(spec.Annotations, annotations)
+	if net != "" {
+		spec.Annotations[annotationNet] = net
+	}
 	return spec, nil
 }
 

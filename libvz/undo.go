@@ -127,7 +127,8 @@ func forget(e *store.Entry) error {
 }
 
 // clear ends what runs in the operation's cgroups and removes cgroups and the
-// state. Network links end with the container's namespace. The rootfs is never
+// state, and what of a network that vzrun made is on the host. Links end with the
+// container's namespace. The rootfs is never
 // touched.
 func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 	op := e.Operation
@@ -145,6 +146,9 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 		if err := cgroup.Remove(ctx, p); err != nil {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
+	}
+	if err := h.takeDownNetwork(ctx, e.ID, op.Net); err != nil {
+		return err
 	}
 	return store.RemoveTree(h.opts.Root, e.ID)
 }

@@ -11,7 +11,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
- --machine-id --dns --hosts --lxcfs '
+ --machine-id --dns --hosts --lxcfs --net '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill list
@@ -23,8 +23,8 @@ _vzrun_flags() {
 	local launch='--bundle --console-socket --pid-file --no-pivot'
 	case $1 in
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
-	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds" ;;
-	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape" ;;
+	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
+	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape --net" ;;
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
@@ -44,7 +44,7 @@ _vzrun_flags() {
 	kill) echo '--all' ;;
 	delete) echo '--force' ;;
 	spec) echo '--bundle --rootless --system --hostname --rootfs --template --image --ram --swap --cpus --ids --features
-		--machine-id --dns --hosts --lxcfs' ;;
+		--machine-id --dns --hosts --lxcfs --net' ;;
 	esac
 	echo '--help'
 }

@@ -64,6 +64,9 @@ type Operation struct {
 	// Paused says that the container was paused before the operation, and
 	// is to be after its undo.
 	Paused bool `json:"paused,omitempty"`
+	// Net is the container's network in the words of its annotation; an undo
+	// takes down what of it is on the host.
+	Net string `json:"net,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 }
@@ -188,6 +191,33 @@ func (s *Store) All() ([]Record, error) {
 		}
 	}
 	return all, nil
+}
+
+// Begun returns the records with an operation that has not ended, without locks.
+// What comes and goes meanwhile may be missing, and what a newer version wrote.
+func (s *Store) Begun() ([]Record, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var begun []Record
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		r, err := s.Read(id)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNewer) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Operation != nil {
+			begun = append(begun, *r)
+		}
+	}
+	return begun, nil
 }
 
 // HasLock tells whether there is a lock file, held or not.

@@ -60,6 +60,7 @@ func Capture(pid int) ([]Link, error) {
 			if l, err = out.record(e.name, e.peer); err != nil {
 				return nil, fmt.Errorf("host end of %s of process %d: %w", e.name, pid, err)
 			}
+			l.Index = e.index
 		}
 		links = append(links, l)
 	}
@@ -69,6 +70,7 @@ func Capture(pid int) ([]Link, error) {
 // end is a veth end in the container whose other end is not there.
 type end struct {
 	name   string
+	index  int
 	peer   int // index of the other end, in its namespace
 	onHost bool
 }
@@ -95,7 +97,7 @@ func innerEnds(in *netlink.Handle, hostNS int) ([]end, error) {
 		if len(ends) == MaxLinks {
 			return nil, fmt.Errorf("%w: more than %d", ErrTooMany, MaxLinks)
 		}
-		e := end{name: a.Name, peer: a.ParentIndex, onHost: a.NetNsID == hostID}
+		e := end{name: a.Name, index: a.Index, peer: a.ParentIndex, onHost: a.NetNsID == hostID}
 		if e.onHost && !isName(e.name) {
 			return nil, fmt.Errorf("%w: name %q in the container", ErrInvalid, e.name)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 )
@@ -15,11 +16,9 @@ import (
 // and asks in the namespace of the host end when the container has a user
 // namespace. A host interface with that index, likely as there are few low
 // numbers, makes it fail ("Operation not supported"). So CRIU is given a
-// namespace of its own, in which there is nothing but a loopback interface,
-// and its host ends are moved afterwards. In there no inner index meets that
-// of a host end: indexes are given in ascending order from 2 on and CRIU makes
-// the pairs by ascending inner index, so when it makes the k-th, whose inner
-// index is k+1 at least, the host ends have the indexes 2 to k.
+// namespace of its own, in which there is nothing but a loopback interface and
+// the next index meets none of the container's (SkipIndexes), and its host ends
+// are moved afterwards.
 func Move(links []Link, host *os.File) error {
 	h, err := netlink.NewHandle()
 	if err != nil {
@@ -39,6 +38,60 @@ func Move(links []Link, host *os.File) error {
 		}
 	}
 	return nil
+}
+
+// SkipIndexes makes the network namespace of the calling thread, which must be
+// new, give indexes to the host ends of the links that none of the inner ends
+// has: see Move. The kernel gives each index once, in ascending order, so some
+// interfaces are made and removed. CRIU makes the pairs in any order.
+func SkipIndexes(links []Link) error {
+	h, err := newHost()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	var passing []netlink.Link
+	for i := firstIndex; i < freeIndexes(links); i += 2 {
+		pair := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: fmt.Sprintf("skip%d", i+1), PeerTxQLen: -1}
+		pair.Name = fmt.Sprintf("skip%d", i)
+		if err := h.LinkAdd(pair); err != nil {
+			return fmt.Errorf("skip interface indexes: %w", err)
+		}
+		passing = append(passing, pair)
+	}
+	for _, pair := range passing {
+		if err := h.LinkDel(pair); err != nil {
+			return fmt.Errorf("skip interface indexes: %w", err)
+		}
+	}
+	return nil
+}
+
+// firstIndex is the first one that a new namespace gives; 1 is the loopback
+// interface.
+const firstIndex = 2
+
+// freeIndexes returns the first index from which as many in a row as there are
+// host ends are those of no inner end. It is even, as pairs are skipped.
+func freeIndexes(links []Link) int {
+	var taken []int
+	for _, l := range links {
+		switch {
+		case l.Elsewhere:
+		case l.Index == 0: // a record without it: most likely one of the first
+			taken = append(taken, firstIndex+len(taken))
+		default:
+			taken = append(taken, l.Index)
+		}
+	}
+	if len(taken) < 2 {
+		return firstIndex // one meets no other
+	}
+	first := firstIndex
+	for slices.ContainsFunc(taken, func(i int) bool { return i >= first && i < first+len(taken) }) {
+		first += 2
+	}
+	return first
 }
 
 // LoopbackUp sets the loopback interface up in the network namespace of the

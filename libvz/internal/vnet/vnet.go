@@ -37,6 +37,8 @@ const MaxLinks = 1024
 type Link struct {
 	// Inner is the name in the container.
 	Inner string `json:"inner"`
+	// Index is that of the end in the container, 0 for unknown.
+	Index int `json:"index,omitempty"`
 	// Host is the name on the host. It is empty if Elsewhere.
 	Host string `json:"host,omitempty"`
 	// Elsewhere says that the other end is neither on the host nor in the
@@ -164,7 +166,7 @@ func Map(links []Link, mappings []Mapping) ([]Link, error) {
 		}
 		old := out[i]
 		out[i] = Link{
-			Inner: m.Inner, Host: m.Host, Master: m.Bridge,
+			Inner: m.Inner, Index: old.Index, Host: m.Host, Master: m.Bridge,
 			MTU: old.MTU, TxQLen: old.TxQLen, Up: old.Up,
 		}
 	}
