@@ -3,10 +3,10 @@
 //
 // It finds the init of a rootfs ([Detect]), writes the OCI configuration that
 // such an init boots in ([Spec]), puts settings into the guest's /run before the
-// init starts ([DropIns], [Install]), waits until the init says that the system
-// is up ([WaitReady]), and knows the signal that makes it shut down
-// ([StopSignal]). It is a leaf: it speaks runtime-spec types and imports no other
-// package of vzrun.
+// init starts ([DropIns], [Install]), waits until the system is up
+// ([WaitReady]), makes the init shut down ([BeginStop]) and knows what its end
+// means ([ExitCode]). It is a leaf: it speaks runtime-spec types and imports no
+// other package of vzrun.
 //
 // # What a guest loses
 //

@@ -1,9 +1,6 @@
 package guest
 
-import (
-	"io/fs"
-	"syscall"
-)
+import "io/fs"
 
 // File is one file for the guest's /run.
 type File struct {
@@ -64,26 +61,3 @@ const managerDropIn = `# Written by vzrun at each start; see vzrun's documentati
 # process that waits for it then spins
 DefaultMemoryPressureWatch=off
 `
-
-// StopSignal returns the signal that makes an init shut the guest down in an
-// orderly way and end. With sysvinit and runit the guest ends by asking for a
-// reboot, as its stock configuration handles Ctrl-Alt-Del; who sent the signal
-// knows that it meant a stop.
-//
-// Sources: systemd(1), init(8) of sysvinit, init/init.c of busybox,
-// openrc-init(8), runit(8). The number for systemd is SIGRTMIN+3 as C libraries
-// count it: 34+3.
-func StopSignal(i Init) syscall.Signal {
-	switch i {
-	case Systemd:
-		return syscall.Signal(37)
-	case SysVInit, Runit:
-		return syscall.SIGINT
-	case Busybox:
-		return syscall.SIGUSR2 // poweroff; SIGTERM would be a reboot
-	case OpenRC:
-		return syscall.SIGTERM
-	}
-	// What an OCI engine sends to a program that it knows nothing about.
-	return syscall.SIGTERM
-}
