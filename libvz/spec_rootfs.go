@@ -79,11 +79,10 @@ func detectInit(dir string, annotations map[string]string) (init guest.Init, pat
 		return "", "", err
 	}
 	err = root.look(context.Background(), func(seen string) error {
-		init, path, err = guest.Detect(seen)
-		return err
+		if init, path, err = guest.Detect(seen); err != nil {
+			return noGuest(err)
+		}
+		return nil
 	})
-	if errors.Is(err, guest.ErrNoInit) {
-		return "", "", withHint("without --system the configuration is for a single program", "%w", err)
-	}
 	return init, path, err
 }

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,8 +62,8 @@ func anyService(tab []tabEntry, children []child) bool {
 			continue
 		}
 		for _, c := range children {
-			args := c.args()
-			if len(args) >= len(words) && strings.Join(args[:len(words)], "\x00") == strings.Join(words, "\x00") {
+			// Before a script stands its interpreter.
+			if args := c.args(); len(args) >= len(words) && slices.Equal(args[len(args)-len(words):], words) {
 				return true
 			}
 		}
