@@ -63,9 +63,9 @@ rewrite_config() {
 	edit_config "$BUNDLE" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$ID")"
 }
 
-# up [FLAG...] boots it and waits; what it prints is in $T/wait.
+# up boots it and waits; what it prints is in $T/wait.
 up() {
-	vz run --detach --wait --timeout "${VZ_PATIENCE}s" --bundle "$BUNDLE" "$@" "$ID" \
+	vz run --detach --wait --timeout "${VZ_PATIENCE}s" --bundle "$BUNDLE" "$ID" \
 		</dev/null >"$T/wait" 2>"$T/wait.err" 3>&- || {
 		cat "$T/wait" "$T/wait.err"
 		return 1
