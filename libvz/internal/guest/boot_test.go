@@ -31,6 +31,7 @@ l1:1:wait:/etc/init.d/rc 1
 l2:2:wait:/etc/init.d/rc 2
 longid:23:wait:/sbin/second : with a colon
 np:2:wait:+/sbin/not-recorded
+all::wait:/sbin/everywhere
 1:2345:respawn:/sbin/getty 38400 tty1
 broken
 `
@@ -38,7 +39,7 @@ broken
 func TestSysvState(t *testing.T) {
 	tab := parseInittab([]byte(inittab))
 	level := func(l, before byte) []byte { return record(1, int32(l)|int32(before)<<8, "~~") }
-	done := slices.Concat(record(8, 30, "l2"), record(8, 31, "long"))
+	done := slices.Concat(record(8, 30, "l2"), record(8, 31, "long"), record(8, 32, "all"))
 	for name, c := range map[string]struct {
 		utmp []utmpRecord
 		want string
@@ -50,7 +51,8 @@ func TestSysvState(t *testing.T) {
 		"all have ended":        {records(record(8, 20, "si"), level('2', 'N'), done), "running"},
 		"and others run":        {records(level('2', 'N'), done, record(5, 40, "1"), record(7, 41, "ts/1")), "running"},
 		"scripts of another":    {records(level('3', '2'), record(8, 30, "l2")), ""},
-		"level without scripts": {records(level('5', 'N')), "running"},
+		"level without scripts": {records(level('5', 'N'), record(8, 32, "all")), "running"},
+		"only those of others":  {records(level('5', 'N'), record(8, 30, "l2")), ""},
 		"single user":           {records(level('S', 'N')), "maintenance"},
 		"halt":                  {records(level('0', '2'), done), "stopping"},
 		"reboot":                {records(level('6', '2'), done), "stopping"},
@@ -184,7 +186,7 @@ func TestWaitBootGoesByFiles(t *testing.T) {
 		must(os.WriteFile(filepath.Join(root, "run/openrc/failed/a\nb"), nil, 0o644))
 		f, err := os.Create(filepath.Join(root, "run/utmp"))
 		must(err)
-		for _, r := range [][]byte{record(1, '2', "~~"), record(5, 9, "l2"), record(8, 9, "l2"), record(8, 10, "long")} {
+		for _, r := range [][]byte{record(1, '2', "~~"), record(5, 9, "l2"), record(8, 9, "l2"), record(8, 10, "long"), record(8, 11, "all")} {
 			select {
 			case err := <-end:
 				t.Fatalf("%s: too early: %v", init, err)

@@ -94,8 +94,9 @@ func sysvState(utmp []utmpRecord, tab []tabEntry) string {
 		return "maintenance"
 	}
 	for _, e := range tab {
-		// Of a process with a "+" init keeps no record.
-		if e.action != "wait" || !strings.ContainsRune(e.levels, rune(level)) || strings.HasPrefix(e.process, "+") {
+		// No level means each. Of a process with a "+" init keeps no record.
+		inLevel := e.levels == "" || strings.IndexByte(e.levels, level) >= 0
+		if e.action != "wait" || !inLevel || strings.HasPrefix(e.process, "+") {
 			continue
 		}
 		if !dead[e.id[:min(len(e.id), 4)]] {
