@@ -330,6 +330,9 @@ func (n *nascent) prepareGuest() error {
 	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
 		return fmt.Errorf("prepare the guest's /run: %w", err)
 	}
+	if err := guest.KeepHostname(guest.Init(init), n.spec.Hostname, st.InitProcessPid, uid, gid); err != nil {
+		return fmt.Errorf("write /etc/hostname of the guest: %w", err)
+	}
 	n.host.registerMachine(n.id, st.InitProcessPid, containerUUID(n.spec), n.config.Rootfs)
 	return nil
 }

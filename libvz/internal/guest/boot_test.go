@@ -150,6 +150,23 @@ func TestSystemdVersion(t *testing.T) {
 	}
 }
 
+func TestOpenRCUnits(t *testing.T) {
+	const tree = "depinfo_0_service='ok'\ndepinfo_0_iprovide_0='virtual'\ndepinfo_1_service='bad'\n" +
+		"depinfo_2_service='other'\ndepinfo_3_service='later'\n"
+	wanted := []string{"bad", "excluded", "later", "ok", "bad", "virtual"}
+	got := openrcUnits(wanted, tree, map[string][]string{
+		"started": {"ok"}, "scheduled": {"later"}, "failed": {"crashed"},
+	})
+	want := []Unit{{Name: "crashed", Result: "failed"}, {Name: "bad", Result: "not started"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	// Without the cache nothing is known of what OpenRC would have started.
+	if got := openrcUnits(wanted, "", nil); len(got) != 0 {
+		t.Errorf("without a cache: %v", got)
+	}
+}
+
 // bootIn starts a waiter for a rootfs whose init is this process.
 func bootIn(t *testing.T, init Init, root string) <-chan error {
 	t.Helper()
