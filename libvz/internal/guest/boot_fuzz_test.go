@@ -1,6 +1,9 @@
 package guest
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // A guest writes these files; whatever is in them must neither panic nor be taken
 // for more than it is.
@@ -14,7 +17,7 @@ func FuzzSysvState(f *testing.F) {
 			t.Errorf("state %q", state)
 		}
 		anyService(parseInittab(tab), []child{{text: string(utmp)}})
-		newRunit(nil).judge("a", utmp)
+		newRunit(nil).judge("a", utmp, time.Now())
 		if v := systemdVersion(utmp); v < 0 || v > 999 {
 			t.Errorf("version %d", v)
 		}

@@ -73,9 +73,14 @@ func TestParseUtmpOfOtherArchitectures(t *testing.T) {
 }
 
 func TestRunitJudge(t *testing.T) {
-	status := func(at byte, wanted, state byte) []byte {
+	now := time.Unix(1_000_000, 0)
+	// at is in tenths of a second, now is 100.
+	status := func(at int64, wanted, state byte) []byte {
 		b := make([]byte, 20)
-		b[7], b[17], b[19] = at, wanted, state
+		t := now.Add(time.Duration(at-100) * 100 * time.Millisecond)
+		binary.BigEndian.PutUint64(b, uint64(t.Unix()+1<<62+10))
+		binary.BigEndian.PutUint32(b[8:], uint32(t.Nanosecond()))
+		b[17], b[19] = wanted, state
 		return b
 	}
 	r := newRunit(nil)
@@ -87,11 +92,13 @@ func TestRunitJudge(t *testing.T) {
 		{"half written", nil, serviceStarts},
 		{"not yet started", status(1, 'u', 0), serviceStarts},
 		{"still not", status(1, 'u', 0), serviceStarts},
-		{"up", status(2, 'u', 1), serviceUp},
+		{"up for a moment", status(97, 'u', 1), serviceStarts},
+		{"up", status(95, 'u', 1), serviceUp},
+		{"up, and the clock was set", status(101, 'u', 1), serviceUp},
 		{"ended since", status(3, 'u', 2), serviceFailed},
 		{"told to be down", status(4, 'd', 0), serviceUp},
 	} {
-		if got := r.judge("a", c.b); got != c.want {
+		if got := r.judge("a", c.b, now); got != c.want {
 			t.Errorf("%s: %d, want %d", c.what, got, c.want)
 		}
 	}

@@ -65,7 +65,7 @@ func SaysReady(init Init) bool { return init == Systemd || (&waiter{}).bootOf(in
 //
 //	sysvinit     utmp: the scripts of the run level that was entered have ended
 //	openrc-init  the fifo /run/openrc/init.ctl, made after the default run level
-//	runit        runsvdir runs, and each of its services has been up once
+//	runit        runsvdir runs, and each of its services is up for half a second
 //	busybox      init waits as it does after the boot, or runs a service
 //
 // Services that failed are known of systemd, OpenRC (under any init) and runit.

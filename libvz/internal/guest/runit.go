@@ -4,10 +4,18 @@ import (
 	"encoding/binary"
 	"path"
 	"strings"
+	"time"
 )
 
-// maxServices bounds a directory of services.
-const maxServices = 256
+const (
+	// maxServices bounds a directory of services.
+	maxServices = 256
+	// settle is how long a service must be up to count: one that cannot start is up
+	// for some milliseconds, again and again.
+	settle = 500 * time.Millisecond
+	// taiEpoch is 1970 in the seconds of a status, as runit counts them.
+	taiEpoch = 1<<62 + 10
+)
 
 // runit keeps, for one WaitReady, what it saw of services that are not up.
 type runit struct {
@@ -18,7 +26,7 @@ type runit struct {
 func newRunit(w *waiter) *runit { return &runit{w, map[string]uint64{}} }
 
 // look finds runsvdir, which the second stage becomes when its other work is
-// done, and waits until each of its services has been up once.
+// done, and waits until each of its services is up.
 func (r *runit) look() (Status, bool, error) {
 	dir, err := r.services()
 	if dir == "" || err != nil {
@@ -47,7 +55,7 @@ func (r *runit) look() (Status, bool, error) {
 		if err != nil {
 			return Status{}, false, err
 		}
-		switch r.judge(name, status) {
+		switch r.judge(name, status, time.Now()) {
 		case serviceStarts:
 			return Status{}, false, nil
 		case serviceFailed:
@@ -85,13 +93,21 @@ const (
 // down, 1 running, 2 finishing (runsv(8) and runit's sv.c). A service that is
 // wanted and down has failed if it was down before, at another time; runsv tries
 // again once a second.
-func (r *runit) judge(name string, status []byte) int {
+func (r *runit) judge(name string, status []byte, now time.Time) int {
 	if len(status) < 20 {
 		return serviceStarts
 	}
 	at := binary.BigEndian.Uint64(status)<<32 | uint64(binary.BigEndian.Uint32(status[8:]))
 	wanted, state := status[17], status[19]
-	if state == 1 || wanted != 'u' {
+	if wanted != 'u' {
+		return serviceUp
+	}
+	if state == 1 {
+		since := time.Unix(int64(binary.BigEndian.Uint64(status)-taiEpoch), int64(binary.BigEndian.Uint32(status[8:])))
+		// The clock may have been set since.
+		if age := now.Sub(since); age >= 0 && age < settle {
+			return serviceStarts
+		}
 		return serviceUp
 	}
 	if before, seen := r.down[name]; seen && before != at {
