@@ -5,8 +5,9 @@
 # the counter and the echo server of contrib/guest started in the init's own way.
 
 # Of Debian 11, 12 and unstable only systemd itself is wanted; what else runs on
-# it is the same everywhere.
-systemd_packages=(systemd systemd-sysv dbus libpam-systemd bash login passwd procps iproute2)
+# it is the same everywhere. In unstable no package needs mount, and systemd calls
+# it for /tmp.
+systemd_packages=(systemd systemd-sysv dbus libpam-systemd bash login passwd procps iproute2 mount)
 base_packages=(bash login passwd procps iproute2)
 
 # services are started with these arguments of vzguest.

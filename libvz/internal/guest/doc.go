@@ -23,6 +23,8 @@
 //	PSI triggers of user managers      user@.service.d drop-in      the same; the stock unit asks for them itself
 //	PrivateTmp=disconnected of         drop-in: PrivateTmp=yes     a tmpfs whose root is mounted nowhere
 //	  systemd-resolved
+//	ImportCredential= of journald,     drop-ins                     a ramfs of systemd 262, empty or not
+//	  networkd and gettys
 //	io_uring, bpf, userfaultfd,        seccomp: ENOSYS              descriptors without an image
 //	  memfd_secret, perf_event_open
 //	kernel keyrings                    seccomp: ENOSYS              not in the image: lost by a restore

@@ -26,6 +26,10 @@ func DropIns(i Init) []File {
 		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
 		{Path: "systemd/system/user@.service.d/00-vzrun.conf", Mode: 0o644, Content: userDropIn},
 		{Path: "systemd/system/systemd-resolved.service.d/00-vzrun.conf", Mode: 0o644, Content: tmpDropIn},
+		{Path: "systemd/system/systemd-journald.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/systemd-networkd.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/console-getty.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/container-getty@.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
 	}
 }
 
@@ -46,6 +50,14 @@ const tmpDropIn = `# Written by vzrun at each start; see vzrun's documentation o
 # PrivateTmp=disconnected binds two directories of a tmpfs whose root is mounted
 # nowhere, which CRIU cannot save; yes uses directories in /tmp and /var/tmp
 PrivateTmp=yes
+`
+
+// credentialsDropIn is for the services of systemd that run on and import
+// credentials, of which a guest gets none.
+const credentialsDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+[Service]
+# systemd 262 mounts a ramfs for them, empty or not, which CRIU cannot save
+ImportCredential=
 `
 
 const userDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
