@@ -18,7 +18,8 @@
 //	ProtectHostname= of services       service.d drop-in            nested UTS namespaces are not dumped
 //	PrivateIPC= of services            service.d drop-in            nested IPC namespaces are not dumped
 //	PrivateUsers= of services          service.d drop-in            nested user namespaces are not dumped
-//	PSI triggers of PID 1              MEMORY_PRESSURE_WATCH        reopened without the trigger: PID 1 spins
+//	PSI triggers of PID 1              {MEMORY,CPU,IO}_PRESSURE_    reopened without the trigger: PID 1 spins
+//	                                     WATCH in its environment
 //	PSI triggers of services           {system,user}.conf.d         the same, and memory.pressure bind mounts
 //	PSI triggers of user managers      user@.service.d drop-in      the same; the stock unit asks for them itself
 //	PrivateTmp=disconnected of         drop-in: PrivateTmp=yes     a tmpfs whose root is mounted nowhere

@@ -72,4 +72,8 @@ const managerDropIn = `# Written by vzrun at each start; see vzrun's documentati
 # CRIU restores an open memory.pressure file without its trigger, and the
 # process that waits for it then spins
 DefaultMemoryPressureWatch=off
+# likewise, since systemd 262; older ones say once that they do not know these
+DefaultCPUPressureWatch=off
+# see above
+DefaultIOPressureWatch=off
 `
