@@ -8,6 +8,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR ?= $(PREFIX)/sbin
 LIBEXECDIR ?= $(PREFIX)/libexec/vzrun
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 DATADIR ?= $(PREFIX)/share
 
 # Debian's versioned packages and the upstream archive are not always in PATH.
@@ -92,6 +93,9 @@ install: ## Install what was built (DESTDIR, PREFIX)
 	install -D -m 0755 vzrun '$(DESTDIR)$(BINDIR)/vzrun'
 	install -D -m 0755 -t '$(DESTDIR)$(LIBEXECDIR)' contrib/bootstrap contrib/debian-mirror
 	$(call install_files,docs/man/*.8,$(DATADIR)/man/man8)
+	install -d '$(DESTDIR)$(UNITDIR)'
+	sed 's|@BINDIR@|$(BINDIR)|' contrib/systemd/vzrun@.service >'$(DESTDIR)$(UNITDIR)/vzrun@.service'
+	chmod 0644 '$(DESTDIR)$(UNITDIR)/vzrun@.service'
 	$(call install_file,contrib/completions/vzrun.bash,$(DATADIR)/bash-completion/completions/vzrun)
 	$(call install_file,contrib/completions/_vzrun,$(DATADIR)/zsh/site-functions/_vzrun)
 	$(call install_file,contrib/completions/vzrun.fish,$(DATADIR)/fish/vendor_completions.d/vzrun.fish)

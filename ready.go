@@ -78,9 +78,21 @@ func judgeReadiness(id string, r libvz.Readiness) error {
 	e := &libvz.Error{Op: "ready", ID: id, Err: errors.New("the guest is up, but degraded")}
 	if len(names) > 0 {
 		e.Err = fmt.Errorf("the guest is up, but these units failed: %s", strings.Join(names, ", "))
-		e.Hint = fmt.Sprintf("vzrun exec %s systemctl status %s", id, names[0])
+		e.Hint = fmt.Sprintf("vzrun exec %s %s", id, statusCommand(r.Init, names[0]))
 	}
 	return e
+}
+
+// statusCommand is how a guest's own tools show what became of a service. OpenRC
+// has its services under other inits, too.
+func statusCommand(init, service string) string {
+	switch init {
+	case "systemd":
+		return "systemctl status " + service
+	case "runit":
+		return "sv status " + service
+	}
+	return "rc-service " + service + " status"
 }
 
 func printReadiness(out io.Writer, r libvz.Readiness) error {

@@ -60,7 +60,7 @@ func restore(c *cli.Context) error {
 		g.close() // the user's terminal need not wait for the clean-up
 		discard(c.Context, ct)
 	}
-	return passOn(code)
+	return passOn(ct.GuestCode(code))
 }
 
 func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, error) {

@@ -12,7 +12,7 @@ func runCommand() *cli.Command {
 		Usage:     "create and start a container, stay with it, delete it when it ends",
 		ArgsUsage: "<container-id>",
 		Flags: []cli.Flag{
-			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), detachFlag(),
+			bundleFlag(), consoleSocketFlag(), pidfdSocketFlag(), detachFlag(), waitFlag(), waitTimeoutFlag(),
 			&cli.BoolFlag{Name: "keep", Usage: "do not delete the container when it ends"},
 			pidFileFlag(), noSubreaperFlag(), noPivotFlag(), noNewKeyringFlag(), preserveFDsFlag(),
 			consoleFlag(), escapeFlag(), netFlag(),
@@ -25,6 +25,10 @@ func run(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
 	}
+	w, err := newWait(c)
+	if err != nil {
+		return err
+	}
 	l := newLaunch(c)
 	if err := l.readConsoleFlags(c); err != nil {
 		return err
@@ -34,6 +38,10 @@ func run(c *cli.Context) error {
 		return err
 	}
 	defer g.close()
+	if err := w.check(ct); err != nil {
+		discard(c.Context, ct)
+		return err
+	}
 	n, err := listenNotify(ct)
 	if err != nil {
 		discard(c.Context, ct)
@@ -60,5 +68,8 @@ func run(c *cli.Context) error {
 		g.close() // the user's terminal need not wait for the clean-up
 		discard(c.Context, ct)
 	}
-	return passOn(code)
+	if w != nil {
+		return w.wait(c, ct)
+	}
+	return passOn(ct.GuestCode(code))
 }

@@ -345,12 +345,18 @@ func (n *nascent) prepareGuest() error {
 		if err := cgroup.Delegate(path, uid, gid); err != nil {
 			return fmt.Errorf("delegate cgroup: %w", err)
 		}
+	} else if guest.Init(init) == guest.Systemd {
+		// It would be the host's tree that the guest sees, and may not change.
+		return withHint("mount -t cgroup2 none /sys/fs/cgroup/unified", "%w: the guest's systemd needs cgroup2, which is mounted nowhere on this host", ErrUnsupported)
 	}
 	if err := guest.Install(st.InitProcessPid, uid, gid, guest.DropIns(guest.Init(init))); err != nil {
 		return fmt.Errorf("prepare the guest's /run: %w", err)
 	}
 	if err := n.identify(st.InitProcessPid, uid, gid); err != nil {
 		return err
+	}
+	if err := guest.KeepHostname(guest.Init(init), n.spec.Hostname, st.InitProcessPid, uid, gid); err != nil {
+		return fmt.Errorf("write /etc/hostname of the guest: %w", err)
 	}
 	n.host.registerMachine(n.id, st.InitProcessPid, containerUUID(n.spec), n.config.Rootfs)
 	return nil

@@ -185,11 +185,26 @@ func (c *Container) askToStop() (_ *os.File, retErr error) {
 			return nil, err
 		}
 	}
-	sig := syscall.SIGTERM
-	if kind := c.guestInit(); kind != "" {
-		sig = guest.StopSignal(guest.Init(kind))
+	sig, err := c.stopSignal(pid)
+	if err != nil || sig == 0 {
+		return init, err
 	}
 	return init, c.Signal(sig)
+}
+
+// stopSignal asks a guest's init to stop, as far as no signal says it, and returns
+// the signal that does.
+func (c *Container) stopSignal(pid int) (syscall.Signal, error) {
+	kind := c.guestInit()
+	if kind == "" {
+		return syscall.SIGTERM, nil
+	}
+	config := c.lc.Config()
+	uid, gid, err := rootIDs(&config)
+	if err != nil {
+		return 0, err
+	}
+	return guest.BeginStop(guest.Init(kind), pid, uid, gid), nil
 }
 
 // sweep waits until the last process that the init took with it is gone.

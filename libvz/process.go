@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/guest"
 )
 
 // Stdio is what a process is given by its starter. The files stay the
@@ -77,6 +79,20 @@ func (p *Process) Wait() (int, error) {
 		return 128 + int(ws.Signal()), nil
 	}
 	return ws.ExitStatus(), nil
+}
+
+// RebootCode is what GuestCode makes of a guest's wish to be started again. It is
+// what systemd-nspawn ends with, and RestartForceExitStatus= of a unit waits for.
+const RebootCode = guest.RebootCode
+
+// GuestCode turns the exit code of the container's init into that of a machine,
+// where the container is a whole operating system: 0 for one that has powered
+// itself off, RebootCode for one that has rebooted itself, else the code.
+func (c *Container) GuestCode(code int) int {
+	if c.guestInit() == "" {
+		return code
+	}
+	return guest.ExitCode(code)
 }
 
 // ExecOptions say what Exec runs.

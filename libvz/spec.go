@@ -142,6 +142,19 @@ func (h *Host) chooseMachineID(wish string, found foundSystem) (uuid string, rep
 	return hex.EncodeToString(random), has != "", nil
 }
 
+// noGuest gives the remedy where a rootfs cannot be booted.
+func noGuest(err error) error {
+	switch {
+	case errors.Is(err, guest.ErrNoInit):
+		return withHint("install one in the rootfs, or leave out --system for a configuration for a single program", "%w", err)
+	case errors.Is(err, guest.ErrForeign):
+		return withHint("use a root file system that was made for this processor", "%w", err)
+	case errors.Is(err, guest.ErrOldSystemd):
+		return withHint("use a newer release of the guest's distribution", "%w", err)
+	}
+	return withHint("put an executable /sbin/init into the rootfs", "%w", err)
+}
+
 // takeIDs claims a range of ids for the bundle that is the working directory.
 func (h *Host) takeIDs(o *SpecOptions, rootfs string) error {
 	bundle, err := os.Getwd()

@@ -86,12 +86,11 @@ func lookInside(dir string, annotations map[string]string) (found foundSystem, r
 		return found, err
 	}
 	err = root.look(context.Background(), func(seen string) error {
-		found.init, found.path, err = guest.Detect(seen)
+		if found.init, found.path, err = guest.Detect(seen); err != nil {
+			return noGuest(err)
+		}
 		found.machineID = guest.MachineID(seen)
-		return err
+		return nil
 	})
-	if errors.Is(err, guest.ErrNoInit) {
-		return found, withHint("without --system the configuration is for a single program", "%w", err)
-	}
 	return found, err
 }

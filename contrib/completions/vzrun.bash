@@ -24,7 +24,7 @@ _vzrun_flags() {
 	case $1 in
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
-	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --no-subreaper --console --escape --net" ;;
+	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids

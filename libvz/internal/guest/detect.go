@@ -32,6 +32,9 @@ const (
 // one that is meant to be booted (many OCI images are not).
 var ErrNoInit = errors.New("no init in the rootfs")
 
+// ErrForeign says that the init is for another processor.
+var ErrForeign = errors.New("wrong architecture")
+
 // candidates are the places of an init in the order in which they are tried:
 // first those that the kernel itself tries (init/main.c), then those of inits
 // that an image installs without the /sbin/init link.
@@ -58,9 +61,9 @@ func candidates() []string {
 // every look goes through openat2(2) with RESOLVE_IN_ROOT and
 // RESOLVE_NO_MAGICLINKS, so that no symlink in it leads out.
 //
-// Errors: [ErrNoInit], wrapped, when there is none; one that names both
-// architectures when the init is for another processor; else what the file
-// system answered.
+// Errors: [ErrNoInit], wrapped, when there is none; [ErrOldSystemd], wrapped;
+// [ErrForeign], wrapped, when the init is for another processor; else what the
+// file system answered.
 func Detect(rootfs string) (Init, string, error) {
 	root, err := os.Open(rootfs)
 	if err != nil {
@@ -113,11 +116,15 @@ func detectAt(root *os.File, name string) (Init, error) {
 	if err != nil {
 		return Unknown, err
 	}
-	return classify(target, marks{
+	kind := classify(target, marks{
 		runit:   existsIn(root, "/etc/runit/1"),
 		inittab: existsIn(root, "/etc/inittab"),
 		busybox: sameIn(root, "/bin/busybox", fi),
-	}), nil
+	})
+	if kind == Systemd {
+		err = checkSystemd(f)
+	}
+	return kind, err
 }
 
 // marks are what tells inits apart that are installed as a plain /sbin/init.
@@ -177,7 +184,7 @@ func checkExecutable(r io.ReaderAt, goarch string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("built for %s, but this host is %s", strings.TrimPrefix(got.String(), "EM_"), goarch)
+	return fmt.Errorf("%w: built for %s, but this host is %s", ErrForeign, strings.TrimPrefix(got.String(), "EM_"), goarch)
 }
 
 // machines are the ELF machines that a processor executes, its 32-bit sibling

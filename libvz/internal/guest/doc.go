@@ -3,11 +3,11 @@
 //
 // It finds the init of a rootfs ([Detect]), writes the OCI configuration that
 // such an init boots in ([Spec]), puts settings into the guest's /run before the
-// init starts ([DropIns], [Install]), waits until the init says that the system
-// is up ([WaitReady]) or asks it how it is ([Ask]), tells the guest who it is and
-// how to resolve names ([HostFiles], [InstallEtc]), and knows the signal that
-// makes it shut down ([StopSignal]). It is a leaf: it speaks runtime-spec types and imports no other
-// package of vzrun.
+// init starts ([DropIns], [Install]), waits until the system is up ([WaitReady])
+// or asks the init how it is ([Ask]), tells the guest who it is and how to resolve
+// names ([HostFiles], [InstallEtc]), makes the init shut down ([BeginStop]) and
+// knows what its end means ([ExitCode]). It is a leaf: it speaks runtime-spec
+// types and imports no other package of vzrun.
 //
 // # What a guest loses
 //
@@ -19,11 +19,14 @@
 //	ProtectHostname= of services       service.d drop-in            nested UTS namespaces are not dumped
 //	PrivateIPC= of services            service.d drop-in            nested IPC namespaces are not dumped
 //	PrivateUsers= of services          service.d drop-in            nested user namespaces are not dumped
-//	PSI triggers of PID 1              MEMORY_PRESSURE_WATCH        reopened without the trigger: PID 1 spins
+//	PSI triggers of PID 1              {MEMORY,CPU,IO}_PRESSURE_    reopened without the trigger: PID 1 spins
+//	                                     WATCH in its environment
 //	PSI triggers of services           {system,user}.conf.d         the same, and memory.pressure bind mounts
 //	PSI triggers of user managers      user@.service.d drop-in      the same; the stock unit asks for them itself
 //	PrivateTmp=disconnected of         drop-in: PrivateTmp=yes     a tmpfs whose root is mounted nowhere
 //	  systemd-resolved
+//	ImportCredential= of journald,     drop-ins                     a ramfs of systemd 262, empty or not
+//	  networkd and gettys
 //	io_uring, bpf, userfaultfd,        seccomp: ENOSYS              descriptors without an image
 //	  memfd_secret, perf_event_open
 //	kernel keyrings                    seccomp: ENOSYS              not in the image: lost by a restore

@@ -1,9 +1,6 @@
 package guest
 
-import (
-	"io/fs"
-	"syscall"
-)
+import "io/fs"
 
 // File is one file for the guest's /run.
 type File struct {
@@ -29,6 +26,10 @@ func DropIns(i Init) []File {
 		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
 		{Path: "systemd/system/user@.service.d/00-vzrun.conf", Mode: 0o644, Content: userDropIn},
 		{Path: "systemd/system/systemd-resolved.service.d/00-vzrun.conf", Mode: 0o644, Content: tmpDropIn},
+		{Path: "systemd/system/systemd-journald.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/systemd-networkd.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/console-getty.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
+		{Path: "systemd/system/container-getty@.service.d/00-vzrun.conf", Mode: 0o644, Content: credentialsDropIn},
 	}
 }
 
@@ -51,6 +52,14 @@ const tmpDropIn = `# Written by vzrun at each start; see vzrun's documentation o
 PrivateTmp=yes
 `
 
+// credentialsDropIn is for the services of systemd that run on and import
+// credentials, of which a guest gets none.
+const credentialsDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
+[Service]
+# systemd 262 mounts a ramfs for them, empty or not, which CRIU cannot save
+ImportCredential=
+`
+
 const userDropIn = `# Written by vzrun at each start; see vzrun's documentation on checkpoints.
 [Service]
 # the unit says skip, so the default is not asked; a user's manager then spins
@@ -63,27 +72,8 @@ const managerDropIn = `# Written by vzrun at each start; see vzrun's documentati
 # CRIU restores an open memory.pressure file without its trigger, and the
 # process that waits for it then spins
 DefaultMemoryPressureWatch=off
+# likewise, since systemd 262; older ones say once that they do not know these
+DefaultCPUPressureWatch=off
+# see above
+DefaultIOPressureWatch=off
 `
-
-// StopSignal returns the signal that makes an init shut the guest down in an
-// orderly way and end. With sysvinit and runit the guest ends by asking for a
-// reboot, as its stock configuration handles Ctrl-Alt-Del; who sent the signal
-// knows that it meant a stop.
-//
-// Sources: systemd(1), init(8) of sysvinit, init/init.c of busybox,
-// openrc-init(8), runit(8). The number for systemd is SIGRTMIN+3 as C libraries
-// count it: 34+3.
-func StopSignal(i Init) syscall.Signal {
-	switch i {
-	case Systemd:
-		return syscall.Signal(37)
-	case SysVInit, Runit:
-		return syscall.SIGINT
-	case Busybox:
-		return syscall.SIGUSR2 // poweroff; SIGTERM would be a reboot
-	case OpenRC:
-		return syscall.SIGTERM
-	}
-	// What an OCI engine sends to a program that it knows nothing about.
-	return syscall.SIGTERM
-}

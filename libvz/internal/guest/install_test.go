@@ -194,3 +194,31 @@ func mountedDir(root string) error {
 	}
 	return unix.Mount("tmpfs", root+"/run/systemd", "tmpfs", 0, "mode=777")
 }
+
+func TestKeepHostname(t *testing.T) {
+	inGuest(t, false, func(root string) error {
+		if err := os.Mkdir(root+"/etc", 0o755); err != nil {
+			return err
+		}
+		if err := os.Chown(root+"/etc", 4242, 4243); err != nil {
+			return err
+		}
+		// It is replaced, and what it leads to is left alone.
+		return os.Symlink("../run/name", root+"/etc/hostname")
+	}, func(tid int, root string) {
+		for _, c := range []struct {
+			init       Init
+			name, want string
+		}{{Systemd, "web", ""}, {Runit, "", ""}, {SysVInit, "web", "web\n"}, {Unknown, "db", "db\n"}} {
+			if err := KeepHostname(c.init, c.name, tid, 4242, 4243); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := os.ReadFile(root + "/etc/hostname"); string(got) != c.want {
+				t.Errorf("%s, %q: /etc/hostname is %q", c.init, c.name, got)
+			}
+		}
+		if left, _ := os.ReadDir(root + "/etc"); len(left) != 1 {
+			t.Errorf("left over: %v", left)
+		}
+	})
+}

@@ -28,36 +28,53 @@ const (
 	retryAfter = 20 * time.Millisecond
 )
 
-// Unit is a unit of systemd that has failed.
+// Unit is a unit of systemd, or a service of another init, that has failed.
 type Unit struct {
-	Name        string // "nginx.service"
-	Description string // the unit's own
-	Result      string // why: "exit-code", "timeout", ... (systemd.exec(5), $SERVICE_RESULT); empty if the unit's type has none
+	Name        string // "nginx.service"; of another init "nginx"
+	Description string // the unit's own; empty of another init
+	// Result says why: of systemd "exit-code", "timeout", ... (systemd.exec(5),
+	// $SERVICE_RESULT), empty if the unit's type has none; "failed" of OpenRC,
+	// "exited" of runit, whose services are started again and again.
+	Result string
 }
 
 // Status is what an init says of itself.
 type Status struct {
 	// State is systemd's SystemState, as in systemctl(1) under is-system-running:
-	// "running", "degraded", "maintenance" or "stopping".
+	// "running", "degraded", "maintenance" or "stopping". Of another init it is the
+	// word that fits.
 	State  string
 	Failed []Unit        // at most 64; nil unless units have failed
 	Took   time.Duration // since the call of WaitReady
 }
 
-// WaitReady waits until the systemd that is process pid (as the host counts) says
-// that its start is over, and returns what it says. A degraded system is an
-// answer, not an error. uid and gid are the host's ids of the guest's root.
+// SaysReady tells whether WaitReady can recognise the end of an init's start.
+func SaysReady(init Init) bool { return init == Systemd || (&waiter{}).bootOf(init) != nil }
+
+// WaitReady waits until the init, process pid as the host counts, has done its
+// start, and returns how it went. A degraded system is an answer, not an error.
+// uid and gid are the host's ids of the guest's root.
 //
-// It asks PID 1 itself, on its private socket /run/systemd/private, so neither a
-// D-Bus daemon nor any program in the guest is needed. The socket is looked up as
-// the guest's root would, must be a socket that the guest's root owns, and what
+// systemd is asked itself, on its private socket /run/systemd/private, so neither
+// a D-Bus daemon nor any program in the guest is needed. The socket is looked up
+// as the guest's root would, must be a socket that the guest's root owns, and what
 // comes out of it is bounded in length and stripped of control characters.
+//
+// Other inits answer no questions, so their marks are read, with the same
+// caution:
+//
+//	sysvinit     utmp: the scripts of the run level that was entered have ended
+//	openrc-init  the fifo /run/openrc/init.ctl, made after the default run level
+//	runit        runsvdir runs, and each of its services is up for half a second
+//	busybox      init waits as it does after the boot, or runs a service
+//
+// Services that failed are known of systemd, OpenRC (under any init) and runit.
 //
 // WaitReady needs root in the host's user namespace. Errors: [ErrInitGone] when
 // pid ends or is no process; the cause of ctx when that ends first (it should have
-// a deadline: a guest can be silent for ever); else what failed. Only systemd
-// has this interface; for other inits the caller must not call it.
-func WaitReady(ctx context.Context, pid int, uid, gid uint32) (Status, error) {
+// a deadline: a guest can be silent for ever); else what failed. The caller must
+// not ask for an init that [SaysReady] does not know.
+func WaitReady(ctx context.Context, init Init, pid int, uid, gid uint32) (Status, error) {
 	start := time.Now()
 	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
@@ -65,8 +82,8 @@ func WaitReady(ctx context.Context, pid int, uid, gid uint32) (Status, error) {
 	} else if err != nil {
 		return Status{}, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
-	init := os.NewFile(uintptr(pidfd), "pidfd")
-	defer init.Close()
+	process := os.NewFile(uintptr(pidfd), "pidfd")
+	defer process.Close()
 	// After the pidfd: when the process lives at the end of the look-up, the
 	// directory is its own and not that of a successor of its pid.
 	root, err := openRoot(pid)
@@ -82,17 +99,17 @@ func WaitReady(ctx context.Context, pid int, uid, gid uint32) (Status, error) {
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
-		if waitEnd(init) {
+		if waitEnd(process) {
 			cancel(ErrInitGone)
 		}
 	}()
 	defer func() {
-		init.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // a pidfd is pollable
+		process.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // a pidfd is pollable
 		<-watching
 	}()
 
-	w := waiter{root: root, pidfd: pidfd, uid: uid, gid: gid}
-	st, err := w.wait(ctx)
+	w := waiter{root: root, pid: pid, pidfd: pidfd, uid: uid, gid: gid}
+	st, err := w.wait(ctx, init)
 	// ESRCH: it is ending and its namespaces are gone already.
 	if err != nil && (ended(pidfd) || errors.Is(err, unix.ESRCH)) {
 		return Status{}, ErrInitGone
@@ -128,11 +145,19 @@ func waitEnd(pidfd *os.File) bool {
 // waiter is one WaitReady.
 type waiter struct {
 	root     *os.File
+	pid      int
 	pidfd    int
 	uid, gid uint32
 }
 
-func (w *waiter) wait(ctx context.Context) (Status, error) {
+func (w *waiter) wait(ctx context.Context, init Init) (Status, error) {
+	if b := w.bootOf(init); b != nil {
+		return w.waitBoot(ctx, b)
+	}
+	return w.waitSystemd(ctx)
+}
+
+func (w *waiter) waitSystemd(ctx context.Context) (Status, error) {
 	events, err := newWatch()
 	if err != nil {
 		return Status{}, err
@@ -163,7 +188,7 @@ func (w *waiter) connect(ctx context.Context, events *os.File) (*os.File, error)
 			return nil, err
 		}
 		// Watch first, look then: what comes in between is not missed.
-		if err := w.watchDirs(events); err != nil {
+		if err := w.watchDirs(events, path.Dir(privateSocket), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ATTRIB); err != nil {
 			return nil, err
 		}
 		conn, err := w.tryConnect()

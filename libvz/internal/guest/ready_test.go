@@ -240,7 +240,7 @@ func TestWaitReadyOfAProcessThatEnds(t *testing.T) {
 		w, err := newWatch()
 		if err == nil {
 			w.Close()
-			_, err = WaitReady(context.Background(), cmd.Process.Pid, 0xfffffff0, 0xfffffff0)
+			_, err = WaitReady(context.Background(), Systemd, cmd.Process.Pid, 0xfffffff0, 0xfffffff0)
 		}
 		errc <- err
 	}()
@@ -249,7 +249,7 @@ func TestWaitReadyOfAProcessThatEnds(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	cmd.Wait() //nolint:errcheck // it ends by itself
-	if _, err := WaitReady(context.Background(), cmd.Process.Pid, 0, 0); !errors.Is(err, ErrInitGone) {
+	if _, err := WaitReady(context.Background(), Systemd, cmd.Process.Pid, 0, 0); !errors.Is(err, ErrInitGone) {
 		t.Errorf("a process that is no more: %v", err)
 	}
 }

@@ -182,6 +182,8 @@ func process(o SpecOptions) *specs.Process {
 		// Keeps PID 1 from opening a pressure-stall trigger. CRIU reopens such a
 		// file without its trigger, and PID 1 then spins on EPOLLPRI.
 		"MEMORY_PRESSURE_WATCH=/dev/null",
+		"CPU_PRESSURE_WATCH=/dev/null",
+		"IO_PRESSURE_WATCH=/dev/null",
 	}
 	if o.UUID != "" {
 		env = append(env, "container_uuid="+o.UUID)

@@ -41,7 +41,7 @@ func TestSpec(t *testing.T) {
 	if s.Process.Terminal || s.Process.NoNewPrivileges || s.Root.Readonly || s.Process.OOMScoreAdj != nil || s.Process.Rlimits != nil {
 		t.Error("what a full system needs, or an unprivileged host cannot give")
 	}
-	for _, e := range []string{"container=vzrun", "container_uuid=" + options().UUID, "MEMORY_PRESSURE_WATCH=/dev/null", "HOME=/", "TERM=linux"} {
+	for _, e := range []string{"container=vzrun", "container_uuid=" + options().UUID, "MEMORY_PRESSURE_WATCH=/dev/null", "CPU_PRESSURE_WATCH=/dev/null", "IO_PRESSURE_WATCH=/dev/null", "HOME=/", "TERM=linux"} {
 		if !slices.Contains(s.Process.Env, e) {
 			t.Errorf("no %s in the environment", e)
 		}

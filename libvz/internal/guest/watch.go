@@ -21,12 +21,15 @@ func newWatch() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "inotify"), nil
 }
 
-// watchDirs watches the deepest directory there is on the way to the socket, and
-// those above it, for something new. Repeating it on a directory that is watched
-// already changes nothing (inotify(7)).
-func (w *waiter) watchDirs(events *os.File) error {
-	for dir := path.Dir(privateSocket); ; dir = path.Dir(dir) {
-		if err := w.watchDir(events, dir); err != nil && !absent(err) {
+// bootEvents are what watchDirs is to tell of files whose contents count.
+const bootEvents = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_TO | unix.IN_MODIFY | unix.IN_ATTRIB
+
+// watchDirs watches a directory, or the deepest there is on the way to it, and
+// those above it. Repeating it on a directory that is watched already changes
+// nothing (inotify(7)).
+func (w *waiter) watchDirs(events *os.File, dir string, mask uint32) error {
+	for ; ; dir = path.Dir(dir) {
+		if err := w.watchDir(events, dir, mask); err != nil && !absent(err) {
 			return fmt.Errorf("watch %s of the guest: %w", dir, err)
 		}
 		if dir == "/" {
@@ -35,14 +38,16 @@ func (w *waiter) watchDirs(events *os.File) error {
 	}
 }
 
-func (w *waiter) watchDir(events *os.File, dir string) error {
+func (w *waiter) watchDir(events *os.File, dir string, mask uint32) error {
 	d, err := openIn(w.root, dir, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	const mask = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_ATTRIB | unix.IN_ONLYDIR
-	_, err = unix.InotifyAddWatch(int(events.Fd()), fmt.Sprintf("/proc/self/fd/%d", d.Fd()), mask)
+	n, err := unix.InotifyAddWatch(int(events.Fd()), fmt.Sprintf("/proc/self/fd/%d", d.Fd()), mask|unix.IN_ONLYDIR)
+	if err == nil && n > maxWatches {
+		err = errors.New("it is another one again and again")
+	}
 	return err
 }
 
