@@ -4,8 +4,9 @@ import (
 	"os"
 	"runtime/debug"
 
-	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor enters the namespaces before Go starts
+
+	"github.com/vzrun/vzrun/libvz"
 )
 
 // init serves the re-execution `vzrun init`, by which libcontainer becomes a
@@ -15,6 +16,6 @@ func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// It makes a few megabytes of garbage and is gone with its exec.
 		debug.SetGCPercent(-1)
-		libcontainer.Init()
+		libvz.BecomeInit()
 	}
 }

@@ -89,7 +89,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return n.lc.Start(p)
+		return n.start(p)
 	})
 	if err != nil {
 		return nil, err
@@ -264,6 +264,23 @@ func (n *nascent) coverRootfs() error {
 		return nil
 	}
 	return coverRootfs(n.config.Rootfs, n.userns)
+}
+
+// start starts the container's first process, and keeps the seccomp program
+// that it has compiled: nothing of the container has run yet.
+func (n *nascent) start(p *libcontainer.Process) error {
+	filter := n.host.filterTicket(p, n.config.Seccomp, true)
+	defer filter.Close()
+	if err := n.lc.Start(p); err != nil {
+		return err
+	}
+	if filter == nil {
+		return nil
+	}
+	if err := filter.Keep(); err != nil {
+		n.host.warn(n.id, "seccomp program is not kept: %v", err)
+	}
+	return nil
 }
 
 // settle ends the operation: on success the journal entry goes, on failure
