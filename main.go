@@ -1,7 +1,6 @@
-// The runtime need not look for the limit of processors in its cgroup: it gets
-// two at most, see tuneRuntime.
+// No look at the cgroup's limit of processors each second: it gets two at most,
+// see tuneRuntime.
 //
-//go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
 
 // Command vzrun is an OCI runtime for system containers: it runs whole
