@@ -1,5 +1,19 @@
 package main
 
+/*
+#include <malloc.h>
+
+// One arena of malloc for all threads: Go has threads of its own and calls little
+// C, and each arena is 128 MB of addresses to be mapped and trimmed.
+__attribute__((constructor)) static void share_arena(void)
+{
+#ifdef M_ARENA_MAX
+	mallopt(M_ARENA_MAX, 1);
+#endif
+}
+*/
+import "C"
+
 import (
 	"os"
 	"runtime/debug"
