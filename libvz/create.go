@@ -97,7 +97,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	if err := n.prepareGuest(); err != nil {
 		return nil, err
 	}
-	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}}, nil
+	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}, loaded: h.stampOf(id)}, nil
 }
 
 func needRoot() error {
@@ -179,7 +179,7 @@ func (n *nascent) build(op string, fn func() error) error {
 // begin converts the configuration, journals the operation and makes
 // libcontainer's container.
 func (n *nascent) begin(op string) (err error) {
-	n.nameScope()
+	n.nameCgroup()
 	n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
 		NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
@@ -211,10 +211,18 @@ func (n *nascent) begin(op string) (err error) {
 	return err
 }
 
-// nameScope gives a container without a cgroup path its place among the units
-// of the host's systemd: whole operating systems among its machines.
-func (n *nascent) nameScope() {
-	if !n.host.opts.SystemdCgroup || n.spec.Linux.CgroupsPath != "" {
+// nameCgroup gives a container without a cgroup path its place among the units
+// of the host's systemd: whole operating systems among its machines. Elsewhere
+// it is below our own cgroup, which libcontainer looks up for every controller
+// of cgroup v1 anew; where all of them are the root, that is said here.
+func (n *nascent) nameCgroup() {
+	if n.spec.Linux.CgroupsPath != "" {
+		return
+	}
+	if !n.host.opts.SystemdCgroup {
+		if !n.host.rootlessCgroups() && inRootCgroups() {
+			n.spec.Linux.CgroupsPath = "/" + n.id
+		}
 		return
 	}
 	slice := "system.slice"
@@ -225,6 +233,22 @@ func (n *nascent) nameScope() {
 		slice = "machine.slice"
 	}
 	n.spec.Linux.CgroupsPath = slice + ":vzrun:" + n.id
+}
+
+// inRootCgroups tells whether we are in the root of each hierarchy of cgroup v1,
+// and there are some.
+func inRootCgroups() bool {
+	of, err := cgroup.Of(0)
+	if err != nil {
+		return false
+	}
+	delete(of, "") // cgroup2
+	for _, path := range of {
+		if path != "/" {
+			return false
+		}
+	}
+	return len(of) > 0
 }
 
 // ownCgroups refuses cgroups in which somebody runs already: an undo ends what

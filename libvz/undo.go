@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -138,6 +139,8 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 	if err := h.endWithoutCgroup(e.ID); err != nil {
 		return fmt.Errorf("end processes: %w", err)
 	}
+	// Mostly nobody is left, and this is all.
+	paths = slices.DeleteFunc(paths, cgroup.RemoveUnused)
 	if err := cgroup.KillAll(ctx, paths); err != nil {
 		return fmt.Errorf("end processes: %w", err)
 	}
