@@ -192,6 +192,43 @@ filter() {
 	done
 }
 
+# programs prints name, inode and size of the compiled filters.
+programs() { find "$VZ_ROOT/@/seccomp" -type f -printf '%f %i %s\n'; }
+
+@test "a seccomp filter is compiled once, for containers and for exec" {
+	local first path
+	box sh -c 'mkdir /x; sleep 1000'
+	filter '{names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 28}'
+	app_up "$BUNDLE" "$ID"
+	first=$(programs)
+	[[ $first =~ ^[0-9a-f]{64}\ [0-9]+\ [0-9]+$ ]]
+	app_up "$BUNDLE" "$ID-2"
+	for id in "$ID" "$ID-2"; do
+		[[ $(guest "$id" grep -c '^Seccomp:.2' /proc/1/status) == 1 ]]
+		run ! guest "$id" mkdir /y
+		[[ $output == *"No space left on device" ]]
+		# What the program came in is not the guest's: it has its own three files.
+		[[ $(guest "$id" sh -c 'ls /proc/1/fd | xargs; ls /proc/self/fd | xargs') == $'0 1 2\n0 1 2 3' ]]
+	done
+	[[ $(programs) == "$first" ]]
+	vz delete --force "$ID-2"
+	# What cannot be a program is compiled anew.
+	path=$VZ_ROOT/@/seccomp/${first%% *}
+	echo damaged >"$path"
+	app_up "$BUNDLE" "$ID-3"
+	run ! guest "$ID-3" mkdir /y
+	[[ $output == *"No space left on device" && $(stat -c %s "$path") == "${first##* }" ]]
+	# Another filter is another program.
+	filter '{names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 17}'
+	app_up "$BUNDLE" "$ID-4"
+	run ! guest "$ID-4" mkdir /y
+	[[ $output == *"File exists" && $(programs | wc -l) == 2 ]]
+	vz delete --force "$ID"
+	vz delete --force "$ID-3"
+	vz delete --force "$ID-4"
+	assert_nothing_left
+}
+
 @test "a seccomp agent decides for the container, and is told which one" {
 	box sh -c 'mkdir /no; mkdir /yes && echo made; rmdir /yes'
 	filter '{names: ["mkdir"], action: "SCMP_ACT_NOTIFY"}'
