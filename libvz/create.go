@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -189,25 +187,36 @@ func (n *nascent) begin(op string) (err error) {
 		return err
 	}
 	n.config.Labels = withBundle(n.config.Labels, n.bundle)
-	cm, err := manager.New(n.config.Cgroups)
-	if err != nil {
-		return err
-	}
-	n.cgroups = cm.GetPaths()
-	if err := ownCgroups(n.cgroups); err != nil {
-		return err
-	}
-	// libcontainer refuses that too, but only when an undo would take the
-	// cgroup away from whoever froze it.
-	if state, err := cm.GetFreezerState(); err != nil {
-		return err
-	} else if state == cgroups.Frozen {
-		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "container's cgroup unexpectedly frozen")
-	}
-	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups)}); err != nil {
+	// The entry gets the cgroups once it is sure that they are ours: its undo
+	// ends what runs in them.
+	if err := n.entry.Begin(store.Operation{Name: op}); err != nil {
 		return err
 	}
 	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.config)
+	if err != nil {
+		return hintAtCgroup(err)
+	}
+	st, err := n.lc.State()
+	if err != nil {
+		return err
+	}
+	n.cgroups = st.CgroupPaths
+	if err := ownCgroups(n.cgroups); err != nil {
+		return err
+	}
+	n.entry.Operation.Cgroups = maps.Clone(n.cgroups)
+	return n.entry.Save()
+}
+
+// hintAtCgroup tells what to do where libcontainer refuses a cgroup in which
+// somebody runs, or is frozen.
+func hintAtCgroup(err error) error {
+	switch {
+	case strings.Contains(err.Error(), "container's cgroup is not empty"):
+		return withHint("set another linux.cgroupsPath in config.json", "%w", err)
+	case strings.Contains(err.Error(), "container's cgroup unexpectedly frozen"):
+		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "%w", err)
+	}
 	return err
 }
 

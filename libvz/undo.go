@@ -110,8 +110,12 @@ func (h *Host) initAlive(id string) bool {
 	return err == nil && st != libcontainer.Stopped
 }
 
-// erase is clear and forget, where nothing remains to be done in between.
+// erase is clear and forget, where nothing remains to be done in between, and
+// nobody has ended the init.
 func (h *Host) erase(ctx context.Context, e *store.Entry) error {
+	if err := h.endWithoutCgroup(e.ID); err != nil {
+		return fmt.Errorf("end processes: %w", err)
+	}
 	if err := h.clear(ctx, e); err != nil {
 		return err
 	}
@@ -131,13 +135,9 @@ func forget(e *store.Entry) error {
 // state. Network links end with the container's namespace. The rootfs is never
 // touched.
 func (h *Host) clear(ctx context.Context, e *store.Entry) error {
-	op := e.Operation
-	paths := make([]string, 0, len(op.Cgroups))
-	for _, p := range op.Cgroups {
+	paths := make([]string, 0, len(e.Operation.Cgroups))
+	for _, p := range e.Operation.Cgroups {
 		paths = append(paths, p)
-	}
-	if err := h.endWithoutCgroup(e.ID); err != nil {
-		return fmt.Errorf("end processes: %w", err)
 	}
 	// Mostly nobody is left, and this is all.
 	paths = slices.DeleteFunc(paths, cgroup.RemoveUnused)
