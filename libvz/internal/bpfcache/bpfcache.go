@@ -10,10 +10,11 @@
 //
 // Programs lie in one folder, by the hash of what they were compiled from:
 //
-//	<dir>/<hash>    the program, as struct sock_filter[] (seccomp(2))
+//	<dir>/<hash>    a checksum and the program, as struct sock_filter[] (seccomp(2))
 package bpfcache
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -126,7 +127,7 @@ func valid(program []byte) bool {
 	return len(program) > 0 && len(program) <= maxProgram && len(program)%instruction == 0
 }
 
-// read returns a stored program, nil where there is none that can be one.
+// read returns a stored program, nil where there is none that is whole.
 func read(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -136,12 +137,16 @@ func read(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data := make([]byte, maxProgram+1)
-	n, err := f.ReadAt(data, 0)
-	if n == 0 || !valid(data[:n]) {
-		return nil, nil //nolint:nilerr // it is compiled again
+	data := make([]byte, sha256.Size+maxProgram+1)
+	n, _ := f.ReadAt(data, 0) // what is not whole is compiled again
+	if n < sha256.Size {
+		return nil, nil
 	}
-	return data[:n], nil
+	sum, program := data[:sha256.Size], data[sha256.Size:n]
+	if is := sha256.Sum256(program); !valid(program) || !bytes.Equal(sum, is[:]) {
+		return nil, nil
+	}
+	return program, nil
 }
 
 // store writes a program such that readers find all of it or nothing, and makes
@@ -163,7 +168,8 @@ func store(path string, program []byte) (retErr error) {
 			os.Remove(tmp.Name())
 		}
 	}()
-	if _, err := tmp.Write(program); err != nil {
+	sum := sha256.Sum256(program)
+	if _, err := tmp.Write(append(sum[:], program...)); err != nil {
 		tmp.Close()
 		return err
 	}
