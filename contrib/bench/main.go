@@ -14,6 +14,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -61,11 +62,31 @@ func (r *runtime) measure(args ...string) (sample, error) {
 	return r.take(r.command(args...), args)
 }
 
-// peak is measure by way of a shell: the memory of a process counts from before
-// its exec, and a shell has little, where this program has as much as a runtime.
+// peak is measure by way of a small process: the memory of one counts from
+// before its exec, and this program has as much as a runtime.
 func (r *runtime) peak(args ...string) (sample, error) {
-	cmd := exec.CommandContext(r.ctx, "/bin/sh", append([]string{"-c", `"$@"`, "sh", r.path, "--root", r.state}, args...)...)
-	return r.take(cmd, args)
+	self, err := os.Executable()
+	if err != nil {
+		return sample{}, err
+	}
+	words := append([]string{"peak", r.path, "--root", r.state}, args...)
+	out, err := exec.CommandContext(r.ctx, self, words...).Output()
+	if err != nil {
+		return sample{}, fmt.Errorf("%s %s: %w", r.name, strings.Join(args, " "), err)
+	}
+	var s sample
+	_, err = fmt.Sscan(string(out), &s.memory)
+	return s, err
+}
+
+// printPeak runs a command and prints its peak memory in KiB.
+func printPeak(args []string) error {
+	cmd := exec.Command(args[0], args[1:]...)
+	if err := cmd.Run(); err != nil {
+		return err
+	}
+	fmt.Println(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
+	return nil
 }
 
 func (r *runtime) take(cmd *exec.Cmd, args []string) (sample, error) {
@@ -142,16 +163,22 @@ func (b *bench) scenarios() []scenario {
 }
 
 func (b *bench) copyOf(name, path string) (string, error) {
-	program, err := os.ReadFile(path)
+	program, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
+	defer program.Close()
 	dir := filepath.Join(b.work, "programs", name)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
 	to := filepath.Join(dir, filepath.Base(path))
-	return to, os.WriteFile(to, program, 0o755)
+	copied, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(copied, program)
+	return to, errors.Join(err, copied.Close())
 }
 
 func (b *bench) bundle(name string) string { return filepath.Join(b.work, name) }
@@ -327,7 +354,11 @@ func run() error {
 }
 
 func main() {
-	if err := run(); err != nil {
+	work := run
+	if len(os.Args) > 2 && os.Args[1] == "peak" {
+		work = func() error { return printPeak(os.Args[2:]) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
