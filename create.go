@@ -53,6 +53,9 @@ func (l *launch) createContainer(c *cli.Context) (*libvz.Container, *guestIO, er
 	if err != nil {
 		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
 	}
+	if err := easeInit(spec.Hooks); err != nil {
+		return nil, nil, err
+	}
 	held := l.holdsConsole(spec)
 	g, err := l.openIO(spec.Process.Terminal, held)
 	if err != nil {

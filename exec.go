@@ -74,6 +74,9 @@ func execProcess(c *cli.Context) (int, error) {
 
 // exec is what exec and enter share.
 func (l *launch) exec(c *cli.Context, ct *libvz.Container, o libvz.ExecOptions) (int, error) {
+	if err := easeInit(nil); err != nil {
+		return 0, err
+	}
 	g, err := l.openIO(o.Process.Terminal, false)
 	if err != nil {
 		return 0, err

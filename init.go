@@ -1,11 +1,26 @@
 package main
 
+/*
+#include <malloc.h>
+
+// One arena of malloc for all threads: Go has threads of its own and calls little
+// C, and each arena is 128 MB of addresses to be mapped and trimmed.
+__attribute__((constructor)) static void share_arena(void)
+{
+#ifdef M_ARENA_MAX
+	mallopt(M_ARENA_MAX, 1);
+#endif
+}
+*/
+import "C"
+
 import (
 	"os"
 	"runtime/debug"
 
-	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // its C constructor enters the namespaces before Go starts
+
+	"github.com/vzrun/vzrun/libvz"
 )
 
 // init serves the re-execution `vzrun init`, by which libcontainer becomes a
@@ -15,6 +30,6 @@ func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// It makes a few megabytes of garbage and is gone with its exec.
 		debug.SetGCPercent(-1)
-		libcontainer.Init()
+		libvz.BecomeInit()
 	}
 }

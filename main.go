@@ -1,3 +1,8 @@
+// No look at the cgroup's limit of processors each second: it gets two at most,
+// see tuneRuntime.
+//
+//go:debug updatemaxprocs=0
+
 // Command vzrun is an OCI runtime for system containers: it runs whole
 // operating systems from OCI bundles, checkpoints and restores them.
 package main
@@ -45,6 +50,23 @@ func tuneForLong() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(100)
 	}
+}
+
+// easeInit lets a container's first process, or one of exec, begin with one
+// thread instead of dropping the others: libcontainer hands it $GOMAXPROCS and
+// nothing else of our environment. Hooks do get it all, so with some there is no
+// such ease.
+func easeInit(hooks *specs.Hooks) error {
+	if os.Getenv("GOMAXPROCS") != "" || hasRuntimeHooks(hooks) {
+		return nil
+	}
+	return os.Setenv("GOMAXPROCS", "1")
+}
+
+// hasRuntimeHooks leaves out those of the container's own processes.
+func hasRuntimeHooks(h *specs.Hooks) bool {
+	//nolint:staticcheck // engines still use Prestart
+	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.Poststart)+len(h.Poststop) > 0
 }
 
 // report prints an error, the one place that does, and returns the exit code.

@@ -56,8 +56,8 @@ func loadSpec(bundle string) (*specs.Spec, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	spec := &specs.Spec{}
-	if err := json.Unmarshal(data, spec); err != nil {
+	spec, err := decodeSpec(data)
+	if err != nil {
 		return nil, "", withHint("`vzrun spec` writes a valid one", "%s is no valid JSON configuration: %w", path, err)
 	}
 	if err := checkSpec(spec); err != nil {
@@ -69,6 +69,30 @@ func loadSpec(bundle string) (*specs.Spec, string, error) {
 	}
 	resolveSources(dir, spec.Mounts)
 	return spec, dir, nil
+}
+
+// decodeSpec leaves out what config.json has for other systems: encoding/json
+// prepares to decode all that a type may hold.
+func decodeSpec(data []byte) (*specs.Spec, error) {
+	type Spec struct { // the name is in error messages
+		Version     string            `json:"ociVersion"`
+		Process     *specs.Process    `json:"process"`
+		Root        *specs.Root       `json:"root"`
+		Hostname    string            `json:"hostname"`
+		Domainname  string            `json:"domainname"`
+		Mounts      []specs.Mount     `json:"mounts"`
+		Hooks       *specs.Hooks      `json:"hooks"`
+		Annotations map[string]string `json:"annotations"`
+		Linux       *specs.Linux      `json:"linux"`
+	}
+	var s Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, err
+	}
+	return &specs.Spec{
+		Version: s.Version, Process: s.Process, Root: s.Root, Hostname: s.Hostname, Domainname: s.Domainname,
+		Mounts: s.Mounts, Hooks: s.Hooks, Annotations: s.Annotations, Linux: s.Linux,
+	}, nil
 }
 
 // resolveSources makes the sources of bind mounts absolute: they are relative

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -31,6 +32,9 @@ type Container struct {
 	id   string
 	lc   *libcontainer.Container
 	init *Process // set on the handle that Create or Restore returned
+	// loaded is the state file that lc was made from, zero where that is not
+	// known: as long as it is there, there is nothing to read again.
+	loaded stamp
 }
 
 // State is what runc's state and list verbs show of a container.
@@ -113,7 +117,7 @@ func (c *Container) change(op string, fn func(*store.Entry) error) error {
 		return fail(op, c.id, err)
 	}
 	defer entry.Close()
-	lc, err := libcontainer.Load(c.host.opts.Root, c.id)
+	err = c.reload()
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		// Deleted since we looked; the lock is a new one, and nobody's.
 		return fail(op, c.id, errors.Join(ErrNotExist, entry.Forget()))
@@ -121,8 +125,38 @@ func (c *Container) change(op string, fn func(*store.Entry) error) error {
 	if err != nil {
 		return fail(op, c.id, err)
 	}
-	c.lc = lc
 	return fail(op, c.id, fn(entry))
+}
+
+// reload reads the state if it was written since. What is in no file, the
+// status, libcontainer looks up whenever it is asked.
+func (c *Container) reload() error {
+	now := c.host.stampOf(c.id)
+	if now != (stamp{}) && now == c.loaded {
+		return nil
+	}
+	lc, err := libcontainer.Load(c.host.opts.Root, c.id)
+	if err != nil {
+		return err
+	}
+	c.lc, c.loaded = lc, now
+	return nil
+}
+
+// stamp tells one state file from another: libcontainer replaces it as a whole.
+type stamp struct {
+	ino           uint64
+	size          int64
+	mtime, change unix.Timespec
+}
+
+// stampOf returns the zero stamp where there is no state.
+func (h *Host) stampOf(id string) stamp {
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(h.opts.Root, id, "state.json"), &st); err != nil {
+		return stamp{}
+	}
+	return stamp{st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
 // need fails unless the container's status is one of want.

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -110,7 +108,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := n.lc.Start(p); err != nil {
+		if err := n.start(p); err != nil {
 			return err
 		}
 		return n.correctState()
@@ -125,7 +123,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		return nil, err
 	}
 	h.warnOfTwins(id, n.entry.UUID)
-	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}}, nil
+	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}, loaded: h.stampOf(id)}, nil
 }
 
 func needRoot() error {
@@ -217,7 +215,7 @@ func (n *nascent) build(op string, fn func() error) error {
 // begin converts the configuration, journals the operation and makes
 // libcontainer's container.
 func (n *nascent) begin(op string) (err error) {
-	n.nameScope()
+	n.nameCgroup()
 	n.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName: n.id, UseSystemdCgroup: n.host.opts.SystemdCgroup,
 		NoPivotRoot: n.noPivot, NoNewKeyring: n.noKeyring, Spec: n.spec,
@@ -227,37 +225,56 @@ func (n *nascent) begin(op string) (err error) {
 		return err
 	}
 	n.config.Labels = withBundle(n.config.Labels, n.bundle)
-	cm, err := manager.New(n.config.Cgroups)
-	if err != nil {
-		return err
-	}
-	n.cgroups = cm.GetPaths()
-	if err := ownCgroups(n.cgroups); err != nil {
-		return err
-	}
-	// libcontainer refuses that too, but only when an undo would take the
-	// cgroup away from whoever froze it.
-	if state, err := cm.GetFreezerState(); err != nil {
-		return err
-	} else if state == cgroups.Frozen {
-		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "container's cgroup unexpectedly frozen")
-	}
 	n.entry.UUID = containerUUID(n.spec)
 	nets := n.spec.Annotations[annotationNet]
-	if err := n.entry.Begin(store.Operation{Name: op, Cgroups: maps.Clone(n.cgroups), Net: nets}); err != nil {
+	// The entry gets the cgroups once it is sure that they are ours: its undo
+	// ends what runs in them.
+	if err := n.entry.Begin(store.Operation{Name: op, Net: nets}); err != nil {
 		return err
 	}
 	if err := n.host.refuseAddresses(n.id, nets); err != nil {
 		return err
 	}
 	n.lc, err = libcontainer.Create(n.host.opts.Root, n.id, n.privateConfig())
+	if err != nil {
+		return hintAtCgroup(err)
+	}
+	st, err := n.lc.State()
+	if err != nil {
+		return err
+	}
+	n.cgroups = st.CgroupPaths
+	if err := ownCgroups(n.cgroups); err != nil {
+		return err
+	}
+	n.entry.Operation.Cgroups = maps.Clone(n.cgroups)
+	return n.entry.Save()
+}
+
+// hintAtCgroup tells what to do where libcontainer refuses a cgroup in which
+// somebody runs, or is frozen.
+func hintAtCgroup(err error) error {
+	switch {
+	case strings.Contains(err.Error(), "container's cgroup is not empty"):
+		return withHint("set another linux.cgroupsPath in config.json", "%w", err)
+	case strings.Contains(err.Error(), "container's cgroup unexpectedly frozen"):
+		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "%w", err)
+	}
 	return err
 }
 
-// nameScope gives a container without a cgroup path its place among the units
-// of the host's systemd: whole operating systems among its machines.
-func (n *nascent) nameScope() {
-	if !n.host.opts.SystemdCgroup || n.spec.Linux.CgroupsPath != "" {
+// nameCgroup gives a container without a cgroup path its place among the units
+// of the host's systemd: whole operating systems among its machines. Elsewhere
+// it is below our own cgroup, which libcontainer looks up for every controller
+// of cgroup v1 anew; where all of them are the root, that is said here.
+func (n *nascent) nameCgroup() {
+	if n.spec.Linux.CgroupsPath != "" {
+		return
+	}
+	if !n.host.opts.SystemdCgroup {
+		if !n.host.rootlessCgroups() && inRootCgroups() {
+			n.spec.Linux.CgroupsPath = "/" + n.id
+		}
 		return
 	}
 	slice := "system.slice"
@@ -268,6 +285,22 @@ func (n *nascent) nameScope() {
 		slice = "machine.slice"
 	}
 	n.spec.Linux.CgroupsPath = slice + ":vzrun:" + n.id
+}
+
+// inRootCgroups tells whether we are in the root of each hierarchy of cgroup v1,
+// and there are some.
+func inRootCgroups() bool {
+	of, err := cgroup.Of(0)
+	if err != nil {
+		return false
+	}
+	delete(of, "") // cgroup2
+	for _, path := range of {
+		if path != "/" {
+			return false
+		}
+	}
+	return len(of) > 0
 }
 
 // ownCgroups refuses cgroups in which somebody runs already: an undo ends what
@@ -306,6 +339,24 @@ func (n *nascent) checkHandles() {
 		n.host.warn(n.id, "the overlay on %s has no file handles (index, nfs_export): a checkpoint will fail where a program watches files; "+
 			"put template and bundle on ext4, xfs, btrfs or tmpfs", n.root.place)
 	}
+}
+
+// start starts the container's first process, and keeps the seccomp program
+// that it has compiled: nothing of the container has run yet, and where its pid
+// namespace is its own nobody else sees that process.
+func (n *nascent) start(p *libcontainer.Process) error {
+	filter := n.host.filterTicket(p, n.config.Seccomp, n.config.Namespaces.IsPrivate(configs.NEWPID))
+	defer filter.Close()
+	if err := n.lc.Start(p); err != nil {
+		return err
+	}
+	if filter == nil {
+		return nil
+	}
+	if err := filter.Keep(); err != nil {
+		n.host.warn(n.id, "seccomp program is not kept: %v", err)
+	}
+	return nil
 }
 
 // settle ends the operation: on success the journal entry goes, on failure

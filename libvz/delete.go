@@ -46,10 +46,6 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err := c.end(ctx); err != nil {
 			return err
 		}
-		// Destroy goes by the status last seen, and a paused one has cgroups.
-		if _, err := c.lc.Status(); err != nil {
-			return err
-		}
 		if err := c.host.clear(ctx, e); err != nil {
 			return err
 		}
@@ -80,7 +76,9 @@ func (c *Container) links(st *libcontainer.State) []vnet.Link {
 	return links
 }
 
-// end kills whatever runs in the container and waits until it is gone.
+// end kills whatever runs in the container and waits until it is gone. The
+// status that libcontainer has last seen is then that of a stopped one: Destroy
+// goes by it, and a paused one has cgroups.
 func (c *Container) end(ctx context.Context) error {
 	pid, err := c.initPid()
 	if err != nil {
@@ -91,19 +89,23 @@ func (c *Container) end(ctx context.Context) error {
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return nil
+		_, err := c.lc.Status()
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("open init: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := c.lc.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) {
+	// A process of ours may be known to have ended (os.ErrProcessDone).
+	err = c.lc.Signal(syscall.SIGKILL)
+	if err != nil && !errors.Is(err, libcontainer.ErrNotRunning) && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	if err := waitPidfd(ctx, fd); err != nil {
 		return fmt.Errorf("init does not end: %w", err)
 	}
-	return nil
+	_, err = c.lc.Status()
+	return err
 }
 
 // Stop asks the guest's init to shut the system down, and kills what is left

@@ -116,6 +116,8 @@ func (h *Host) load(id string) (*Container, error) {
 	if busy != nil && !errors.Is(busy, ErrBusy) {
 		return nil, busy
 	}
+	// Before it is read: what is written meanwhile is newer than the stamp.
+	loaded := h.stampOf(id)
 	lc, err := libcontainer.Load(h.opts.Root, id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		if busy != nil {
@@ -126,7 +128,7 @@ func (h *Host) load(id string) (*Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read state: %w", err)
 	}
-	return &Container{host: h, id: id, lc: lc}, nil
+	return &Container{host: h, id: id, lc: lc, loaded: loaded}, nil
 }
 
 // heal undoes an operation whose process died, and removes the lock of one that

@@ -142,6 +142,9 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 	if lp.SubCgroupPaths, err = subCgroups(o.Cgroup); err != nil {
 		return nil, err
 	}
+	// No learning from a process that others of the container can get at.
+	filter := c.host.filterTicket(lp, c.lc.Config().Seccomp, false)
+	defer filter.Close()
 	if err := c.lc.Run(lp); err != nil {
 		return nil, c.endedMeanwhile(err)
 	}

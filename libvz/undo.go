@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -109,8 +110,12 @@ func (h *Host) initAlive(id string) bool {
 	return err == nil && st != libcontainer.Stopped
 }
 
-// erase is clear and forget, where nothing remains to be done in between.
+// erase is clear and forget, where nothing remains to be done in between, and
+// nobody has ended the init.
 func (h *Host) erase(ctx context.Context, e *store.Entry) error {
+	if err := h.endWithoutCgroup(e.ID); err != nil {
+		return fmt.Errorf("end processes: %w", err)
+	}
 	if err := h.clear(ctx, e); err != nil {
 		return err
 	}
@@ -128,17 +133,14 @@ func forget(e *store.Entry) error {
 
 // clear ends what runs in the operation's cgroups and removes cgroups and the
 // state, and what of a network that vzrun made is on the host. Links end with the
-// container's namespace. The rootfs is never
-// touched.
+// container's namespace. The rootfs is never touched.
 func (h *Host) clear(ctx context.Context, e *store.Entry) error {
-	op := e.Operation
-	paths := make([]string, 0, len(op.Cgroups))
-	for _, p := range op.Cgroups {
+	paths := make([]string, 0, len(e.Operation.Cgroups))
+	for _, p := range e.Operation.Cgroups {
 		paths = append(paths, p)
 	}
-	if err := h.endWithoutCgroup(e.ID); err != nil {
-		return fmt.Errorf("end processes: %w", err)
-	}
+	// Mostly nobody is left, and this is all.
+	paths = slices.DeleteFunc(paths, cgroup.RemoveUnused)
 	if err := cgroup.KillAll(ctx, paths); err != nil {
 		return fmt.Errorf("end processes: %w", err)
 	}
@@ -147,7 +149,7 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
-	if err := h.takeDownNetwork(ctx, e.ID, op.Net); err != nil {
+	if err := h.takeDownNetwork(ctx, e.ID, e.Operation.Net); err != nil {
 		return err
 	}
 	return store.RemoveTree(h.opts.Root, e.ID)

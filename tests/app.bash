@@ -81,7 +81,8 @@ all_left() {
 	{
 		mounts | grep -F -e "$VZ_ROOT" -e "$VZ_TMP"
 		find /sys/fs/cgroup -type d -name "vzrun-test-$VZ_TAG-$ID*"
-		find "$VZ_ROOT" -mindepth 1 ! -path "$VZ_ROOT/@"
+		# Compiled seccomp programs stay for the next container.
+		find "$VZ_ROOT" -mindepth 1 ! -path "$VZ_ROOT/@" ! -path "$VZ_ROOT/@/seccomp*"
 	} 2>/dev/null | if (($#)); then grep -vF "${skip[@]}"; else cat; fi
 }
 

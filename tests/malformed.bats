@@ -62,7 +62,7 @@ one_error() {
 # clean: no state, journal, mount or cgroup (hence no process) is left. What is
 # there is looked at again, as the kernel takes things down in its own time.
 clean() {
-	local left=("$VZ_ROOT"/[!@]* "$VZ_ROOT"/@/* /sys/fs/cgroup/{,*/}vzrun-test-"$VZ_TAG"-*) path
+	local left=("$VZ_ROOT"/[!@]* "$VZ_ROOT"/@/*.* /sys/fs/cgroup/{,*/}vzrun-test-"$VZ_TAG"-*) path
 	for path in "${left[@]}"; do
 		[[ ! -e $path ]] || wait_until 5 nothing_left || return
 	done

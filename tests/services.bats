@@ -192,6 +192,43 @@ filter() {
 	done
 }
 
+# programs prints name, inode and size of the compiled filters.
+programs() { find "$VZ_ROOT/@/seccomp" -type f -printf '%f %i %s\n'; }
+
+@test "a seccomp filter is compiled once, for containers and for exec" {
+	local first path n
+	box sleep 1000
+	filter '{names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 28}'
+	for n in 1 2 3; do
+		app_up "$BUNDLE" "$ID-$n"
+		run ! guest "$ID-$n" mkdir /y
+		[[ $output == *"No space left on device" ]]
+		[[ $(guest "$ID-$n" grep -c '^Seccomp:.2' /proc/1/status) == 1 ]]
+		# What the program came in is not the guest's: it has its three files.
+		[[ $(guest "$ID-$n" ls /proc/1/fd | xargs) == "0 1 2" ]]
+		vz delete --force "$ID-$n"
+		case $n in
+		1)
+			first=$(programs) path=$(echo "$VZ_ROOT"/@/seccomp/*)
+			cp "$path" "$VZ_TMP/program"
+			;;
+		2)
+			[[ $(programs) == "$first" ]]
+			echo damaged >"$path" # it is compiled anew
+			;;
+		3) cmp "$path" "$VZ_TMP/program" ;;
+		esac
+	done
+	[[ $first =~ ^[0-9a-f]{64}\ [0-9]+\ [0-9]+$ ]]
+	# Another filter is another program.
+	filter '{names: ["mkdir", "mkdirat"], action: "SCMP_ACT_ERRNO", errnoRet: 17}'
+	app_up "$BUNDLE" "$ID"
+	run ! guest "$ID" mkdir /y
+	[[ $output == *"File exists" && $(programs | wc -l) == 2 ]]
+	vz delete --force "$ID"
+	assert_nothing_left
+}
+
 @test "a seccomp agent decides for the container, and is told which one" {
 	box sh -c 'mkdir /no; mkdir /yes && echo made; rmdir /yes'
 	filter '{names: ["mkdir"], action: "SCMP_ACT_NOTIFY"}'

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -22,6 +23,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // sample is what one measurement took.
@@ -56,7 +59,37 @@ func (r *runtime) remove() {
 }
 
 func (r *runtime) measure(args ...string) (sample, error) {
-	cmd := r.command(args...)
+	return r.take(r.command(args...), args)
+}
+
+// peak is measure by way of a small process: the memory of one counts from
+// before its exec, and this program has as much as a runtime.
+func (r *runtime) peak(args ...string) (sample, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return sample{}, err
+	}
+	words := append([]string{"peak", r.path, "--root", r.state}, args...)
+	out, err := exec.CommandContext(r.ctx, self, words...).Output()
+	if err != nil {
+		return sample{}, fmt.Errorf("%s %s: %w", r.name, strings.Join(args, " "), err)
+	}
+	var s sample
+	_, err = fmt.Sscan(string(out), &s.memory)
+	return s, err
+}
+
+// printPeak runs a command and prints its peak memory in KiB.
+func printPeak(args []string) error {
+	cmd := exec.Command(args[0], args[1:]...)
+	if err := cmd.Run(); err != nil {
+		return err
+	}
+	fmt.Println(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
+	return nil
+}
+
+func (r *runtime) take(cmd *exec.Cmd, args []string) (sample, error) {
 	// A container that is created keeps what we give it: no pipes.
 	log, err := os.CreateTemp(r.state, "stderr")
 	if err != nil {
@@ -96,8 +129,13 @@ func (b *bench) scenarios() []scenario {
 	runTrue := func(bundle string) func(*runtime) (sample, error) {
 		return func(r *runtime) (sample, error) { return r.measure("run", "--bundle", b.bundle(bundle), "bench") }
 	}
+	version := func(r *runtime) (sample, error) { return r.measure("--version") }
+	created := func(r *runtime) error {
+		_, err := r.measure("create", "--bundle", b.bundle("sleep"), "bench")
+		return err
+	}
 	up := func(r *runtime) error {
-		if _, err := r.measure("create", "--bundle", b.bundle("sleep"), "bench"); err != nil {
+		if err := created(r); err != nil {
 			return err
 		}
 		_, err := r.measure("start", "bench")
@@ -105,16 +143,42 @@ func (b *bench) scenarios() []scenario {
 	}
 	down := func(r *runtime) error { _, err := r.measure("delete", "--force", "bench"); return err }
 	return []scenario{
+		{"start of the program (--version)", "wall", version, nil, nil},
+		{"start of the program (--version)", "cpu", version, nil, nil},
 		{"create + start + delete -f", "wall", b.lifeCycle, nil, nil},
+		{"create + start + delete -f", "cpu", b.lifeCycle, nil, nil},
+		{"create", "wall", func(r *runtime) (sample, error) { return r.measure("create", "--bundle", b.bundle("sleep"), "bench") }, nil, down},
+		{"start", "wall", func(r *runtime) (sample, error) { return r.measure("start", "bench") }, created, down},
+		{"delete -f", "wall", func(r *runtime) (sample, error) { return r.measure("delete", "--force", "bench") }, up, nil},
 		{"run true", "wall", runTrue("true"), nil, nil},
 		{"run true", "cpu", runTrue("true"), nil, nil},
 		{"run true with a seccomp profile", "wall", runTrue("seccomp"), nil, nil},
 		{"run true with a seccomp profile", "cpu", runTrue("seccomp"), nil, nil},
-		{"run true, peak memory", "memory", runTrue("true"), nil, nil},
+		{"run true, peak memory", "memory", func(r *runtime) (sample, error) { return r.peak("run", "--bundle", b.bundle("true"), "bench") }, nil, nil},
 		{"exec true", "wall", func(r *runtime) (sample, error) { return r.measure("exec", "bench", "/bin/true") }, up, down},
+		{"exec true", "cpu", func(r *runtime) (sample, error) { return r.measure("exec", "bench", "/bin/true") }, up, down},
 		{"state", "wall", func(r *runtime) (sample, error) { return r.measure("state", "bench") }, up, down},
 		{fmt.Sprintf("%d creates at a time, and deletes", b.parallel), "wall", b.crowd, nil, nil},
 	}
+}
+
+func (b *bench) copyOf(name, path string) (string, error) {
+	program, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer program.Close()
+	dir := filepath.Join(b.work, "programs", name)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return "", err
+	}
+	to := filepath.Join(dir, filepath.Base(path))
+	copied, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(copied, program)
+	return to, errors.Join(err, copied.Close())
 }
 
 func (b *bench) bundle(name string) string { return filepath.Join(b.work, name) }
@@ -225,7 +289,7 @@ func (b *bench) measureAll(rounds int) error {
 		}
 		printRow(s, results)
 	}
-	return nil
+	return b.printPhases(rounds)
 }
 
 func (s *sample) value(metric string) float64 {
@@ -236,6 +300,17 @@ func (s *sample) value(metric string) float64 {
 		return float64(s.memory) / 1024
 	}
 	return float64(s.wall.Microseconds()) / 1000
+}
+
+// memory is where state is kept on a usual host: on a tmpfs.
+func memory() string {
+	for _, dir := range []string{"/run", "/dev/shm"} {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err == nil && st.Type == unix.TMPFS_MAGIC {
+			return dir
+		}
+	}
+	return "/run"
 }
 
 func run() error {
@@ -259,8 +334,13 @@ func run() error {
 		if !ok {
 			return fmt.Errorf("%q is not NAME=PATH", arg)
 		}
-		state, err := os.MkdirTemp("/run", "vzrun-bench."+name+".")
+		state, err := os.MkdirTemp(memory(), "vzrun-bench."+name+".")
 		if err != nil {
+			return err
+		}
+		// A copy for each, written alike: how a program lies in the page cache
+		// decides about a hundred page faults and two megabytes.
+		if path, err = b.copyOf(name, path); err != nil {
 			return err
 		}
 		r := &runtime{name, path, state, ctx}
@@ -274,7 +354,11 @@ func run() error {
 }
 
 func main() {
-	if err := run(); err != nil {
+	work := run
+	if len(os.Args) > 2 && os.Args[1] == "peak" {
+		work = func() error { return printPeak(os.Args[2:]) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

@@ -62,6 +62,13 @@ func Remove(ctx context.Context, path string) error {
 	return nil
 }
 
+// RemoveUnused removes a cgroup that has neither processes nor cgroups below it,
+// and tells whether it is gone: it does not wait, nor say what is in the way.
+func RemoveUnused(path string) bool {
+	err := unix.Rmdir(path)
+	return err == nil || errors.Is(err, unix.ENOENT)
+}
+
 // removeBelow removes what it can below d. A cgroup that is in use is left for
 // the next pass, which the caller sees by d's own EBUSY.
 func removeBelow(ctx context.Context, d *os.File, depth int) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // Error is a failed operation of CRIU.
@@ -121,13 +122,18 @@ func explain(op, log string, err error) *Error {
 const maxErrorLines = 6
 
 var (
-	logPrefix = regexp.MustCompile(`^\(\d+\.\d+\)\s*`)
-	taskPid   = regexp.MustCompile(`^\s*(\d+): `)
-	namedPid  = regexp.MustCompile(`(?:pid[ =:]|task )(\d+)`)
+	logPrefix = pattern(`^\(\d+\.\d+\)\s*`)
+	taskPid   = pattern(`^\s*(\d+): `)
+	namedPid  = pattern(`(?:pid[ =:]|task )(\d+)`)
 	// harmless are errors that CRIU logs and then does without: raising its
 	// own limit where CAP_SYS_RESOURCE is missing.
-	harmless = regexp.MustCompile(`Can't setup RLIMIT_NOFILE for self`)
+	harmless = pattern(`Can't setup RLIMIT_NOFILE for self`)
 )
+
+// pattern compiles at its first use: most starts of the program need none.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // errorLines returns the first lines that CRIU logged as errors: the first
 // names the cause, later ones its consequences.
@@ -137,10 +143,10 @@ func errorLines(r io.Reader) []string {
 	sc.Buffer(make([]byte, 64<<10), 1<<20)
 	for sc.Scan() && len(lines) < maxErrorLines {
 		line := sc.Text()
-		if !strings.Contains(line, "Error (") || harmless.MatchString(line) {
+		if !strings.Contains(line, "Error (") || harmless().MatchString(line) {
 			continue
 		}
-		line = strings.TrimSpace(logPrefix.ReplaceAllString(line, ""))
+		line = strings.TrimSpace(logPrefix().ReplaceAllString(line, ""))
 		lines = append(lines, strings.Replace(line, "Error (criu/", "(", 1))
 	}
 	return lines
@@ -164,7 +170,7 @@ func (e *Error) diagnose() {
 
 // pidOf finds the task that the first telling line is about.
 func pidOf(lines []string) int {
-	for _, re := range []*regexp.Regexp{taskPid, namedPid} {
+	for _, re := range []*regexp.Regexp{taskPid(), namedPid()} {
 		for _, l := range lines {
 			if m := re.FindStringSubmatch(l); m != nil {
 				var pid int

@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -82,10 +81,10 @@ func CheckVersion(ctx context.Context, path string) (int, error) {
 	return v, nil
 }
 
-var versionLine = regexp.MustCompile(`(?m)^Version: (\d+)\.(\d+)(?:\.(\d+))?`)
+var versionLine = pattern(`(?m)^Version: (\d+)\.(\d+)(?:\.(\d+))?`)
 
 func parseVersion(out string) (int, error) {
-	m := versionLine.FindStringSubmatch(out)
+	m := versionLine().FindStringSubmatch(out)
 	if m == nil {
 		return 0, fmt.Errorf("no version in %q", strings.TrimSpace(out))
 	}

@@ -1,0 +1,2 @@
+// See adopt.c.
+void vzrun_seccomp_adopt(int fd);
