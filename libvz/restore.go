@@ -254,6 +254,9 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 	if len(r.config.MaskPaths) > 0 {
 		mounts = append(mounts, criu.External{Key: nullKey, Val: nullKey})
 	}
+	if err := r.passSources(mounts); err != nil {
+		return err
+	}
 	system := r.spec.Annotations[annotationGuest] != ""
 	r.opts.Common = criu.Common{
 		Criu: r.opts.Criu, Images: r.images, Work: work, Root: r.view, Mounts: mounts,

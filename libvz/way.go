@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 )
 
 // annotationOpen = "true" allows a rootfs with un-shifted owners where the
@@ -20,6 +23,11 @@ const annotationOpen = "org.vzrun.rootfs.open"
 // the container's root may not walk to it: a directory that everybody may pass.
 // On the host it stays empty.
 const viewPlace = "/run/vzrun-rootfs"
+
+// sourcesPlace is for the sources of a restored container's mounts, likewise:
+// CRIU looks for them with the rights of the container's root, where at a create
+// libcontainer does with those of the host's.
+const sourcesPlace = "/run/vzrun-sources"
 
 // noID is no user's and no group's.
 const noID = 1<<32 - 1
@@ -133,6 +141,72 @@ func (n *nascent) showRootfs() error {
 	}
 	defer tree.Close()
 	return attach(tree, n.view)
+}
+
+// passSources mounts at sourcesPlace what of the sources the container's root may
+// not walk to, for the calling thread's mount namespace, and names them there.
+func (r *revival) passSources(mounts []criu.External) error {
+	uids, gids := r.spec.Linux.UIDMappings, r.spec.Linux.GIDMappings
+	if len(uids) == 0 || len(gids) == 0 {
+		return nil
+	}
+	made := false
+	for i, m := range mounts {
+		if !filepath.IsAbs(m.Val) {
+			continue
+		}
+		way, err := wayTo(m.Val)
+		if err != nil {
+			return fmt.Errorf("source of %s: %w", m.Key, err)
+		}
+		if closedTo(way, uids, gids) == "" {
+			continue
+		}
+		if !made {
+			if err := makeSourcesPlace(); err != nil {
+				return err
+			}
+			made = true
+		}
+		place := filepath.Join(sourcesPlace, strconv.Itoa(i))
+		if err := showSource(m.Val, place); err != nil {
+			return err
+		}
+		mounts[i].Val = place
+	}
+	return nil
+}
+
+func makeSourcesPlace() error {
+	if err := os.Mkdir(sourcesPlace, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := unix.Mount("vzrun-sources", sourcesPlace, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=711,size=1m"); err != nil {
+		return fmt.Errorf("mount %s: %w", sourcesPlace, err)
+	}
+	return nil
+}
+
+// showSource makes place, of the kind that source is, and mounts source there.
+func showSource(source, place string) error {
+	st, err := os.Stat(source)
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		err = os.Mkdir(place, 0o711)
+	} else {
+		err = os.WriteFile(place, nil, 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	tree, err := cloneTree(source, unix.AT_RECURSIVE)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	return attach(tree, place)
 }
 
 // isMapped tells whether an id of the host has a counterpart in the container.

@@ -415,7 +415,8 @@ one_of_another() {
 ### Who may
 
 @test "not root" {
-	# A copy: the binary may be where nobody else may look.
+	# A copy: the binary may be where nobody else may look, and bundles are.
+	chmod 0711 "$VZ_TMP" "$SAVED" "$SAVED_BUNDLE"
 	cp "$VZRUN" "$VZ_TMP/copy"
 	as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups -- "$VZ_TMP/copy" --root "$VZ_ROOT" "$@"; }
 	app_up "$(app_bundle "$ID" sleep 1000)" "$ID"

@@ -182,6 +182,29 @@ host_disk() { cat /sys/block/*/dev | head -n 1; }
 	remove_tree "$open"
 }
 
+@test "what is mounted from a closed bundle is found by create and by restore" {
+	local bundle=$T/closed
+	mkdir -m 0700 "$bundle"
+	mkdir -m 0755 "$bundle/share"
+	cp -a "$VZRUN_BUSYBOX" "$bundle/rootfs"
+	echo hello >"$bundle/share/greeting"
+	echo file >"$bundle/single"
+	vz spec --system --bundle "$bundle"
+	edit_config "$bundle" '.process.args = ["/bin/sleep", "1000"] | .linux.cgroupsPath = $ARGS.positional[0]
+		| .mounts += [{destination: "/mnt/share", type: "bind", source: "share", options: ["rbind"]},
+			{destination: "/mnt/single", type: "bind", source: "single", options: ["bind"]}]' "$(cgroup_of "$ID-closed")"
+	app_up "$bundle" "$ID-closed"
+	[[ $(guest "$ID-closed" cat /mnt/share/greeting /mnt/single) == hello$'\n'file ]]
+	vz checkpoint --image-path "$T/images" "$ID-closed"
+	vz --log "$T/log" restore --detach --bundle "$bundle" --image-path "$T/images" "$ID-closed" </dev/null >/dev/null 2>&1 3>&- || {
+		cat "$T/log"
+		return 1
+	}
+	echo again >"$bundle/share/greeting"
+	[[ $(guest "$ID-closed" cat /mnt/share/greeting /mnt/single) == again$'\n'file ]]
+	vz delete --force "$ID-closed"
+}
+
 ### What can be used up
 
 @test "a guest that forks until it cannot leaves processes to the host and to others" {
@@ -308,20 +331,21 @@ host_disk() { cat /sys/block/*/dev | head -n 1; }
 	vz create --bundle "$T/a" "$ID-a" </dev/null >/dev/null 2>&1 3>&-
 	mkdir "$T/b"
 	cp -a "$T/a/." "$T/b"
-	edit_config "$T/b" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$ID-b")"
+	edit_config "$T/b" '.linux.cgroupsPath = $ARGS.positional[0]
+		| .process.env |= map(sub("^container_uuid=.*"; "container_uuid=00112233445566778899aabbccddeeff"))' "$(cgroup_of "$ID-b")"
 	fails 1 "refused: ids $first to $((first + 65535)) are those of container $ID-a, too" vz create --bundle "$T/b" "$ID-b"
 	[[ ! -e $VZ_ROOT/$ID-b ]]
 	# Another state root is the same host.
 	fails 1 "are those of container $ID-a, too" "$VZRUN" --root "$VZ_ROOT/elsewhere" create --bundle "$T/b" "$ID-b"
 	edit_config "$T/b" '.annotations["org.vzrun.ids"] = "shared"'
 	vz create --bundle "$T/b" "$ID-b" </dev/null >/dev/null 2>"$T/log" 3>&-
-	[[ ! -s $T/log ]]
+	[[ ! -s $T/log ]] || { cat "$T/log"; return 1; }
 	vz delete "$ID-b"
 	edit_config "$T/b" 'del(.annotations["org.vzrun.ids"])'
 	# What is deleted has no ids any more; what is stopped needs none.
 	vz delete "$ID-a"
 	vz create --bundle "$T/b" "$ID-b" </dev/null >/dev/null 2>"$T/log" 3>&-
-	[[ ! -s $T/log ]]
+	[[ ! -s $T/log ]] || { cat "$T/log"; return 1; }
 	vz delete "$ID-b"
 	# A container keeps its range, whatever becomes of its bundle.
 	vz create --bundle "$T/b" "$ID-b" </dev/null >/dev/null 2>&1 3>&-
