@@ -229,8 +229,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 		send poweroff\r
 		end
 	END
-	# 130 is what the kernel makes of a poweroff in a pid namespace, reboot(2).
-	[[ $code == 130 && ! -e $VZ_ROOT/$id ]]
+	[[ $code == 0 && ! -e $VZ_ROOT/$id ]]
 }
 
 ### What is kept
