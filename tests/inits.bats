@@ -380,7 +380,7 @@ is_saved() {
 	[[ $(sort <<<"$unit" | paste -sd ' ') == "1 active" ]]
 	guest "$ID" systemctl stop vzrun@web
 	[[ $(guest "$ID" systemctl show --property ActiveState --value vzrun@web) == inactive ]]
-	[[ $(grep -c 'run --bundle /var/lib/vzrun/web web' "$root/srv/calls") == 2 ]]
+	[[ $(grep -c 'run --console --bundle /var/lib/vzrun/web web' "$root/srv/calls") == 2 ]]
 	grep -q '^stop --timeout' "$root/srv/calls"
 	[[ $(tail -n 1 "$root/srv/calls") == "delete --force web" ]]
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -31,7 +32,7 @@ func Ask(ctx context.Context, pid int, uid, gid uint32) (string, error) {
 	}
 	defer unix.Close(pidfd)
 	root, err := openRoot(pid)
-	if ended(pidfd) { // see WaitReady
+	if ended(pidfd) || errors.Is(err, fs.ErrNotExist) { // see WaitReady
 		return "", ErrInitGone
 	} else if err != nil {
 		return "", err

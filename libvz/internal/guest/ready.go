@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"strings"
@@ -87,7 +88,9 @@ func WaitReady(ctx context.Context, init Init, pid int, uid, gid uint32) (Status
 	// After the pidfd: when the process lives at the end of the look-up, the
 	// directory is its own and not that of a successor of its pid.
 	root, err := openRoot(pid)
-	if ended(pidfd) {
+	// One that has no root any more is about to have ended (exit_fs comes before
+	// exit_notify in the kernel's do_exit).
+	if ended(pidfd) || errors.Is(err, fs.ErrNotExist) {
 		return Status{}, ErrInitGone
 	} else if err != nil {
 		return Status{}, err
