@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,18 +25,24 @@ func newWatch() (*os.File, error) {
 // bootEvents are what watchDirs is to tell of files whose contents count.
 const bootEvents = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_TO | unix.IN_MODIFY | unix.IN_ATTRIB
 
-// watchDirs watches a directory, or the deepest there is on the way to it, and
-// those above it. Repeating it on a directory that is watched already changes
-// nothing (inotify(7)).
+// watchDirs watches a directory and those above it, as far as they are there.
+// Repeating it on a directory that is watched already changes nothing
+// (inotify(7)).
+//
+// The uppermost comes first: what is not there yet when its turn comes is made
+// under the eyes of the watch above it.
 func (w *waiter) watchDirs(events *os.File, dir string, mask uint32) error {
-	for ; ; dir = path.Dir(dir) {
+	way := []string{dir}
+	for dir != "/" {
+		dir = path.Dir(dir)
+		way = append(way, dir)
+	}
+	for _, dir := range slices.Backward(way) {
 		if err := w.watchDir(events, dir, mask); err != nil && !absent(err) {
 			return fmt.Errorf("watch %s of the guest: %w", dir, err)
 		}
-		if dir == "/" {
-			return nil
-		}
 	}
+	return nil
 }
 
 func (w *waiter) watchDir(events *os.File, dir string, mask uint32) error {
