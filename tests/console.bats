@@ -174,7 +174,9 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 @test "a client that hangs, or vanishes, delays neither the guest nor others" {
 	local hung gone
 	boot_held
-	spawn "$T/hung" "${VZ[@]}" console "$ID"
+	# In a process group of its own: the kernel may send SIGHUP to an orphaned one
+	# with a stopped process in it (setpgid(2)), and that would be everybody's here.
+	spawn "$T/hung" setsid "${VZ[@]}" console "$ID"
 	hung=$SPAWNED
 	spawn "$T/gone" "${VZ[@]}" console "$ID"
 	gone=$SPAWNED
