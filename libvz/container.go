@@ -269,11 +269,17 @@ func (c *Container) Pids() ([]int, error) {
 		return pids, fail("ps", c.id, err)
 	}
 	pids, err := c.lc.Processes()
-	if errors.Is(err, fs.ErrNotExist) {
-		// Its cgroups went while we looked.
-		err = fmt.Errorf("%w: %w", ErrNotExist, err)
+	return pids, fail("ps", c.id, endedMeanwhile(err))
+}
+
+// endedMeanwhile makes ErrNotExist of the errors that say that a container's
+// cgroups went while they were read: a file that is not there, or, once it is
+// open, ENODEV.
+func endedMeanwhile(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("%w: %w", ErrNotExist, err)
 	}
-	return pids, fail("ps", c.id, err)
+	return err
 }
 
 // initPid returns the pid of the running init, or an error that wraps

@@ -15,14 +15,14 @@ import (
 type Usage = types.Stats
 
 // Usage returns what the container uses now. An error wraps ErrStatus where it
-// has ended.
+// has ended, or ErrNotExist where it ends meanwhile.
 func (c *Container) Usage() (*Usage, error) {
 	if err := c.needAlive(); err != nil {
 		return nil, fail("events", c.id, err)
 	}
 	stats, err := c.lc.Stats()
 	if err != nil {
-		return nil, fail("events", c.id, err)
+		return nil, fail("events", c.id, endedMeanwhile(err))
 	}
 	usage := usageOf(stats.CgroupStats)
 	usage.NetworkInterfaces = stats.Interfaces
