@@ -89,6 +89,16 @@ write_console() { vz exec --env "TEXT=$1" "$ID" sh -c 'printf "$TEXT" >/dev/cons
 # processes prints our processes that have to do with this suite's containers.
 processes() { pgrep -f -- "^(/proc/self/exe|[^ ]*vzrun) --root $VZ_ROOT " || true; }
 
+# connected PID: the process has a unix socket that is connected, proc(5).
+connected() {
+	local fd
+	for fd in "/proc/$1/fd/"*; do
+		fd=$(readlink "$fd") || continue
+		[[ $fd != socket:* ]] || ! grep -qE "^\S+ \S+ \S+ \S+ \S+ 03 +${fd//[!0-9]/}( |$)" /proc/net/unix || return 0
+	done
+	return 1
+}
+
 # log_size prints how much the host keeps of the held console.
 log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 
@@ -474,6 +484,7 @@ little_bundle() {
 	vz create --console --bundle "$bundle" "$id" </dev/null >/dev/null 2>&1 3>&-
 	[[ $(processes | wc -l) == 1 ]]
 	spawn "$T/watch" "${VZ[@]}" console "$id"
+	wait_until 10 connected "$SPAWNED" # what is written before is not shown
 	vz start "$id"
 	wait_line "$T/watch" booted
 	vz delete --force "$id"
