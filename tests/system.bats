@@ -231,6 +231,35 @@ own_cgroup() {
 	[[ -z $(guest "$ID" find /sys/fs/cgroup -name 'vzrun-test*') ]]
 }
 
+@test "services keep their own sandboxing, but for what cannot be saved" {
+	# A unit's setting that does not work fails the unit, or shows nothing below.
+	guest "$ID" systemd-run --quiet --wait --pipe -p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes -p PrivateDevices=yes \
+		-p PrivateNetwork=yes -p ProtectKernelTunables=yes -p ProtectControlGroups=yes -p ProtectProc=invisible -p RestrictNamespaces=yes \
+		-p SystemCallFilter=~@reboot -p User=www-data -p NoNewPrivileges=yes -p ProtectHostname=yes -p PrivateUsers=yes sh -c '
+		for kind in mnt net uts ipc user; do readlink /proc/self/ns/$kind; done
+		for dir in /usr /root /proc/sys /sys/fs/cgroup; do test -w $dir || echo "no $dir"; done
+		test -r /home || echo "no /home"; ls -A /tmp; ls /dev | grep -c -x -e null -e zero -e tty; ls -d /proc/1 2>/dev/null
+		unshare --user true 2>/dev/null || echo "no unshare"; grep -e NoNewPrivs -e ^Seccomp: /proc/self/status' >"$T/inside"
+	cat "$T/inside"
+	for kind in mnt net uts ipc user; do
+		guest "$ID" readlink "/proc/1/ns/$kind"
+	done >"$T/outside"
+	# Its own mounts and network; names, IPC and users are the whole guest's.
+	diff <(head -n 5 "$T/inside") "$T/outside" >"$T/diff" || true
+	[[ $(grep -c '^<' "$T/diff") == 2 && $(grep -o '^< [a-z]*' "$T/diff" | xargs) == '< mnt < net' ]]
+	diff <(tail -n +6 "$T/inside") - <<-'END'
+		no /usr
+		no /root
+		no /proc/sys
+		no /sys/fs/cgroup
+		no /home
+		3
+		no unshare
+		NoNewPrivs:	1
+		Seccomp:	2
+	END
+}
+
 @test "a unit that fails makes the guest degraded, and ready names it" {
 	guest "$ID" systemd-run --quiet --unit broken sh -c 'exit 3'
 	wait_until 10 eval '[[ $(guest "$ID" systemctl is-failed broken) == failed ]]'
@@ -316,7 +345,7 @@ own_cgroup() {
 	guest "$ID" systemctl daemon-reload
 	guest "$ID" systemctl start farewell
 	first=$(guest "$ID" cat /proc/sys/kernel/random/boot_id /etc/machine-id)
-	run -0 --separate-stderr vz stop --timeout 60s "$ID"
+	run -0 --separate-stderr vz stop --timeout "$(slow 60)s" "$ID"
 	[[ -z $output$stderr ]]
 	has_status "$ID" stopped
 	[[ $(<"$rootfs/srv/farewell") == farewell ]]
@@ -333,7 +362,7 @@ own_cgroup() {
 
 @test "a paused guest can be stopped" {
 	vz pause "$ID"
-	run -0 vz stop --timeout 60s "$ID"
+	run -0 vz stop --timeout "$(slow 60)s" "$ID"
 	[[ -z $output ]]
 	has_status "$ID" stopped
 	verify_counter "$BUNDLE/rootfs"
@@ -371,7 +400,7 @@ own_cgroup() {
 		ExecStop=sleep infinity
 	END
 	mkfifo "$BUNDLE/rootfs/srv/gate"
-	vz stop --timeout 60s "$ID"
+	vz stop --timeout "$(slow 60)s" "$ID"
 	vz delete "$ID"
 	vz_up "$BUNDLE" "$ID"
 	start=$SECONDS
