@@ -276,8 +276,8 @@ assert_whole() {
 
 # assert_systemd_works ID: PID 1 answers, has no failed unit and does its work.
 assert_systemd_works() {
-	[[ $(vz ready --timeout 30s "$1") == running ]]
-	guest "$1" timeout 30 systemctl restart nginx
+	[[ $(vz ready --timeout "$(slow 30)s" "$1") == running ]]
+	guest "$1" timeout "$(slow 30)" systemctl restart nginx
 	[[ $(guest "$1" systemctl is-active nginx) == active ]]
 }
 
@@ -448,12 +448,12 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	local before
 	restored
 	before=$(main_pid vzecho)
-	guest "$ID" timeout 30 systemctl restart vzecho
+	guest "$ID" timeout "$(slow 30)" systemctl restart vzecho
 	[[ $(main_pid vzecho) != "$before" ]]
-	guest "$ID" timeout 30 systemctl daemon-reload
-	guest "$ID" timeout 30 systemctl daemon-reexec
+	guest "$ID" timeout "$(slow 30)" systemctl daemon-reload
+	guest "$ID" timeout "$(slow 30)" systemctl daemon-reexec
 	wait_guest "$ID"
-	[[ $(guest "$ID" timeout 30 systemd-run --quiet --wait --pipe echo from a transient unit) == "from a transient unit" ]]
+	[[ $(guest "$ID" timeout "$(slow 30)" systemd-run --quiet --wait --pipe echo from a transient unit) == "from a transient unit" ]]
 	guest "$ID" systemd-cat echo "logged after the restore"
 	wait_until 20 eval 'guest "$ID" journalctl --no-pager --output cat | grep -qx "logged after the restore"'
 	# One that is being written cannot be verified: what was written till now is.
@@ -485,7 +485,7 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	(($(guest "$ID" stat -c %u "/proc/$pid") >= 61184))
 	[[ $(guest "$ID" nsenter -t "$pid" -m cat /var/lib/dynamic/note) == kept ]]
 	# What they had, new ones get too.
-	guest "$ID" timeout 30 systemctl restart lonely private dynamic
+	guest "$ID" timeout "$(slow 30)" systemctl restart lonely private dynamic
 	[[ $(guest "$ID" systemctl is-active lonely private dynamic) == active$'\n'active$'\n'active ]]
 }
 
@@ -529,13 +529,13 @@ is_frozen() {
 	save "$T/images"
 	load_from "$T/images"
 	touch "$VZ_TMP/restored"
-	[[ $(guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout 30 systemctl --user is-system-running) == running ]]
+	[[ $(guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl --user is-system-running) == running ]]
 	for pid in $(vz ps --format json "$ID" | jq '.[]'); do
 		[[ $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) != *"systemd --user"* ]] || break
 	done
 	[[ $(tr '\0' ' ' <"/proc/$pid/cmdline") == *"systemd --user"* ]]
 	assert_idle "$pid"
-	guest "$ID" timeout 30 systemctl stop user@0
+	guest "$ID" timeout "$(slow 30)" systemctl stop user@0
 	assert_systemd_works "$ID"
 }
 
@@ -693,7 +693,7 @@ is_frozen() {
 @test "a restored guest shuts down in order and is deleted" {
 	local log=$BUNDLE/rootfs/var/lib/vzcount/log
 	restored
-	vz stop --timeout 60s "$ID"
+	vz stop --timeout "$(slow 60)s" "$ID"
 	has_status "$ID" stopped
 	"$BUNDLE/rootfs/usr/local/bin/vzguest" verify "$log"
 	fails 4 'wrong status: it is stopped' vz checkpoint --image-path "$T/images" "$ID"

@@ -269,7 +269,7 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 	write_console 'four\n'
 	wait_line "$T/follow" four
 	run ! grep -q three "$T/follow"
-	vz stop --timeout 60s "$ID"
+	vz stop --timeout "$(slow 60)s" "$ID"
 	wait "$SPAWNED"
 	[[ -z $(processes) ]]
 	run -0 vz logs "$ID"
@@ -400,7 +400,7 @@ little_bundle() {
 	kill -TERM "$SPAWNED"
 	wait "$SPAWNED" || true
 	fails 1 'nobody holds a console' vz console "$id"
-	vz stop --timeout 60s "$id"
+	vz stop --timeout "$(slow 60)s" "$id"
 	fails 1 'no output of it is kept' vz logs "$id"
 	vz delete "$id"
 	rm -rf --one-file-system -- "$bundle"

@@ -389,7 +389,7 @@ let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
 	BUNDLE=$(app_bundle "$ID" sh -c 'trap "touch /asked" TERM; touch /ready; while :; do sleep 0.05; done')
 	app_up "$BUNDLE" "$ID"
 	wait_file "$BUNDLE/rootfs/ready"
-	start stop --timeout 60s "$ID"
+	start stop --timeout "$(slow 60)s" "$ID"
 	wait_file "$BUNDLE/rootfs/asked"
 	crash
 	has_status "$ID" running

@@ -156,7 +156,7 @@ program_is_whole() { [[ $(sha256sum <"$VZ_TMP/program") == "$PROGRAM_SUM" ]]; }
 	for i in {1..6}; do
 		for target in /bin/true /proc/self/exe /script; do
 			# Whether it runs does not matter.
-			timeout 20 "$VZRUN" --root "$VZ_ROOT" exec "$ID" "$target" </dev/null >/dev/null 2>&1 3>&- || [[ $? -ne 124 ]]
+			timeout "$(slow 20)" "$VZRUN" --root "$VZ_ROOT" exec "$ID" "$target" </dev/null >/dev/null 2>&1 3>&- || [[ $? -ne 124 ]]
 		done
 	done
 	wait_line "$VZ_TMP/out" '^(caught|OVERWRITTEN)'
@@ -180,7 +180,7 @@ program_is_whole() { [[ $(sha256sum <"$VZ_TMP/program") == "$PROGRAM_SUM" ]]; }
 		printf '#!/proc/self/exe\n' >"$BUNDLE/rootfs/script"
 		chmod +x "$BUNDLE/rootfs/script"
 		edit_config "$BUNDLE" '.linux.namespaces |= map(if .type == "pid" then .path = $ARGS.positional[0] else . end)' "/proc/$PID/ns/pid"
-		timeout 20 "$VZRUN" --root "$VZ_ROOT" run --bundle "$BUNDLE" "$other" </dev/null >/dev/null 2>&1 3>&- || [[ $? -ne 124 ]]
+		timeout "$(slow 20)" "$VZRUN" --root "$VZ_ROOT" run --bundle "$BUNDLE" "$other" </dev/null >/dev/null 2>&1 3>&- || [[ $? -ne 124 ]]
 		vz delete --force "$other" 2>/dev/null || true
 	done
 	wait_line "$VZ_TMP/out" '^(caught|OVERWRITTEN)'
@@ -471,7 +471,7 @@ with_terminal() {
 # target_is_whole: neither emptied nor covered by a terminal.
 target_is_whole() {
 	[[ $(<"$ROOTFS/target") == precious ]]
-	[[ -z $PID || $(timeout 5 cat "/proc/$PID/root/target") == precious ]]
+	[[ -z $PID || $(timeout "$(slow 5)" cat "/proc/$PID/root/target") == precious ]]
 }
 
 @test "CVE-2025-52565: the terminal is mounted at /dev/console and nowhere else" {
@@ -605,7 +605,7 @@ hostile() {
 # time, and not by a crash.
 calm() {
 	local code=0
-	timeout 30 "$VZRUN" --root "$VZ_ROOT" "$@" </dev/null >"$VZ_TMP/calm" 2>&1 3>&- || code=$?
+	timeout "$(slow 30)" "$VZRUN" --root "$VZ_ROOT" "$@" </dev/null >"$VZ_TMP/calm" 2>&1 3>&- || code=$?
 	if ((code == 124 || code == 137)) || grep -qE 'panic|goroutine|SIGSEGV' "$VZ_TMP/calm"; then
 		printf 'ended with %s: %s\n' "$code" "$*"
 		cat "$VZ_TMP/calm"
@@ -634,7 +634,7 @@ calm() {
 	calm ps "$ID"
 	calm state "$ID"
 	calm list
-	timeout 30 script --quiet --return --command "timeout 5 '$VZRUN' --root '$VZ_ROOT' enter '$ID'" /dev/null </dev/null >/dev/null || [[ $? -lt 128 ]]
+	timeout "$(slow 30)" script --quiet --return --command "timeout 5 '$VZRUN' --root '$VZ_ROOT' enter '$ID'" /dev/null </dev/null >/dev/null || [[ $? -lt 128 ]]
 	calm pause "$ID"
 	calm resume "$ID"
 	has_status "$ID" running

@@ -16,8 +16,12 @@
 
 bats_require_minimum_version 1.5.0
 
+# slow SECONDS prints how long that is on this machine: the lab of virtual machines
+# sets VZ_SLOW, as an emulated processor needs that many times longer.
+slow() { echo $(($1 * ${VZ_SLOW:-1})); }
+
 # Seconds that any wait may take; a busy two-core machine is slow.
-VZ_PATIENCE=${VZ_PATIENCE:-60}
+VZ_PATIENCE=${VZ_PATIENCE:-$(slow 60)}
 
 ### Life cycle of suites and tests
 
@@ -207,9 +211,13 @@ wait_file() {
 	done
 }
 
-# wait_until SECONDS CMD... polls: only for what sends no event.
+# wait_until SECONDS CMD... polls: only for what sends no event. On a slow machine
+# it takes longer, up to $VZ_PATIENCE.
 wait_until() {
-	local deadline=$((SECONDS + $1))
+	local limit deadline
+	limit=$(slow "$1")
+	((limit <= VZ_PATIENCE)) || limit=$(($1 > VZ_PATIENCE ? $1 : VZ_PATIENCE))
+	deadline=$((SECONDS + limit))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		((SECONDS < deadline)) || {

@@ -99,7 +99,7 @@ echo_answers() { [[ $(guest "$ID" /usr/local/bin/vzguest talk 127.0.0.1:7) == *l
 
 # stops: it ends by itself, well within its time.
 stops() {
-	run -0 --separate-stderr vz stop --timeout 60s "$ID"
+	run -0 --separate-stderr vz stop --timeout "$(slow 60)s" "$ID"
 	[[ -z $output$stderr ]] || {
 		echo "$output$stderr"
 		return 1

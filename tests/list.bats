@@ -136,7 +136,7 @@ of() { vz list --output "id,$1" --format json | jq -c --arg id "$ID" --arg c "$1
 	pid=$(pid_of "$ID")
 	# Stopped in its tracks, as one that is hostile would be; the others are asked.
 	kill -STOP "$pid"
-	run -0 timeout 30 "$VZRUN" --root "$VZ_ROOT" list -o id,init,hostname
+	run -0 timeout "$(slow 30)" "$VZRUN" --root "$VZ_ROOT" list -o id,init,hostname
 	kill -CONT "$pid"
 	[[ $output == *"no answer"*list-me* && $output == *"$VZ_APP"* ]]
 	wait_until 10 eval '[[ $(of init) == \"running\" ]]'

@@ -133,8 +133,8 @@ assert_free() {
 # alive ID: systemd answers and works, the counter lost nothing and goes on.
 alive() {
 	local before
-	[[ $(vz ready --timeout 60s "$1") == running ]]
-	guest "$1" timeout 60 systemctl restart nginx
+	[[ $(vz ready --timeout "$(slow 60)s" "$1") == running ]]
+	guest "$1" timeout "$(slow 60)" systemctl restart nginx
 	before=$(guest "$1" sh -c 'wc -l </var/lib/vzcount/log')
 	wait_until 20 eval "((\$(guest '$1' sh -c 'wc -l </var/lib/vzcount/log') > $before))"
 	guest "$1" /usr/local/bin/vzguest verify /var/lib/vzcount/log

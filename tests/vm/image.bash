@@ -61,21 +61,29 @@ system_in_memory() {
 
 ### Disk
 
+# Of contrib/rootfs: what the suites take, but for those that only VZ_FULL=1 takes.
+guests=(busybox debian busybox-init openrc)
+
 # require_image sets $image: vmlinuz, initrd and root.img.
 require_image() {
-	local trees key
+	local trees key kind lxcfs
 	need busybox mkfs.ext4 ssh-keygen xz zstd
 	criu=$prefix/lib/vzrun/criu-root
 	[[ -d $criu ]] || die "no CRIU below $criu" "run contrib/bootstrap"
 	require_kernel
 	require_system
-	trees=$("$tree/contrib/rootfs" busybox | tail -n 1; "$tree/contrib/rootfs" debian | tail -n 1)
-	mapfile -t trees <<<"$trees"
+	trees=()
+	for kind in "${guests[@]}"; do
+		trees+=("$("$tree/contrib/rootfs" "$kind" | tail -n 1)")
+		[[ -d ${trees[-1]} ]] || die "no root file system of $kind" "see the lines above"
+	done
+	lxcfs=$("$tree/tests/engines/lxcfs" | tail -n 1)
+	[[ -x $lxcfs ]] || die "no lxcfs" "see the lines above"
 	key=$({
-		echo "${kernel##*/} ${system##*/} ${trees[*]##*/}" "$(cd "$criu" && echo *)" "$(disk_key)"
+		echo "${kernel##*/} ${system##*/} ${trees[*]##*/} $(basename "${lxcfs%/*}")" "$(cd "$criu" && echo *)" "$(disk_key)"
 		cat "$vm/image.bash" "$vm"/guest/{agent,init,vzagent.service} "$(command -v busybox)"
 	} | hash_of)
-	built "image-$lane-$key" build_image "${trees[@]}"
+	built "image-$lane-$key" build_image "${lxcfs%/*}" "${trees[@]}"
 	image=$built
 }
 
@@ -85,7 +93,7 @@ disk_key() { echo "$disk_size $disk_options"; }
 disk_size=16G
 disk_options=lazy_itable_init=1,lazy_journal_init=1
 
-# build_image NEW TREE...
+# build_image NEW LXCFS TREE...
 build_image() {
 	local new=$1 root=$1.root
 	shift
@@ -109,17 +117,19 @@ add_kernel() {
 
 kernel_release() { basename "$kernel"/modules/*; }
 
-# add_runtime ROOT TREE... adds what comes from this machine: CRIU at the place
-# it is made to run at, the root file systems of the tests' guests, and the
-# busybox by which contrib/rootfs names one of them.
+# add_runtime ROOT LXCFS TREE... adds what comes from this machine: CRIU at the
+# place it is made to run at, lxcfs and the root file systems of the tests' guests
+# where the tests look for what they have built, and the busybox by which
+# contrib/rootfs names some of them.
 add_runtime() {
-	local root=$1
-	shift
-	mkdir -p "$root$criu" "$root$prefix/libexec/vzrun" "$root/usr/local/bin" "$root/var/cache/vzrun/rootfs"
+	local root=$1 lxcfs=$2
+	shift 2
+	mkdir -p "$root$criu" "$root$prefix/libexec/vzrun" "$root/usr/local/bin" "$root"/var/cache/vzrun/{rootfs,engines}
 	cp -a "$criu/." "$root$criu/"
 	cp -a "$prefix/libexec/vzrun/criu" "$root$prefix/libexec/vzrun/criu"
 	cp -L "$(command -v busybox)" "$root/usr/local/bin/busybox"
 	cp -a "$@" "$root/var/cache/vzrun/rootfs/"
+	cp -a "$lxcfs" "$root/var/cache/vzrun/engines/"
 }
 
 configure() {
@@ -183,10 +193,32 @@ unpack_module() {
 
 ### State
 
+# require_accelerator takes KVM only where it has run this image's kernel: one that
+# is there, and can make a machine, may still emulate some of its instructions, or
+# none. Looked at once in the life of this machine's kernel.
+require_accelerator() {
+	[[ $accelerator == kvm && -z ${VZRUN_VM_ACCEL:-} ]] || return 0
+	built "kvm-$lane-$({
+		echo "${image##*/}"
+		cat /proc/sys/kernel/random/boot_id
+	} | hash_of)" probe_kvm
+	[[ $(<"$built/said") == *'init: the kernel runs'* ]] || accelerator=tcg,thread=multi
+}
+
+# probe_kvm NEW keeps what the image's first process says.
+probe_kvm() {
+	timeout --kill-after=5 20 "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot -machine "$machine_type" \
+		-accel kvm -cpu "$processor" -m 512 -kernel "$image/vmlinuz" -initrd "$image/initrd" \
+		-append 'console=ttyS0 panic=-1 vzprobe' -serial "file:$1/said" </dev/null >"$1/qemu.log" 2>&1 || true
+	touch "$1/said"
+	grep -q 'init: the kernel runs' "$1/said" || say "KVM is there, but does not run a kernel: emulated"
+}
+
 # require_state sets $state, the directory of a disk with a booted state.
 require_state() {
 	require_qemu
 	require_image
+	require_accelerator
 	built "state-$lane-$({
 		echo "$image $accelerator $memory $cpus"
 		cat "$vm/qemu.bash" "$vm/image.bash"
@@ -230,10 +262,13 @@ build_state() {
 boot_limit=${VZRUN_VM_BOOT_TIMEOUT:-600}
 
 # wait_line WORK FILE TEXT PID waits for a text in WORK/FILE as long as the VM of
-# WORK lives and does.
+# WORK lives and does. It is over, too, when QEMU stops the VM for an error.
 wait_line() {
+	local stopped='"status": "failed"|"error"|"nospace": true'
+	# Saving stops it as well.
+	[[ $2 == qmp.log ]] || stopped+='|"event": "STOP"'
 	until grep -qsF "$3" "$1/$2"; do
-		if ! kill -0 "$4" 2>/dev/null || grep -qsE '"status": "failed"|"error"|"nospace": true' "$1/qmp.log"; then
+		if ! kill -0 "$4" 2>/dev/null || grep -qsE "$stopped" "$1/qmp.log"; then
 			return 1
 		fi
 		sleep 0.1

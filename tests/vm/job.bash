@@ -1,7 +1,12 @@
 # shellcheck shell=bash
 # Jobs: what a VM gets, and how it is run with it. Needs lib.bash, qemu.bash, image.bash.
 
+# Seconds that a job may take.
 limit=${VZRUN_VM_TIMEOUT:-1800}
+
+# Waits and limits of tests are multiplied by this: emulated, a container's start
+# takes 15 times as long, what tests wait for about five.
+slow_emulated=5
 
 cannot_write() { die "cannot write the job's files" "see the lines above; $(free_space) MB are free below $cache"; }
 
@@ -9,10 +14,10 @@ cannot_write() { die "cannot write the job's files" "see the lines above; $(free
 make_job() {
 	local dir=$1 vzrun=${VZRUN:-$tree/vzrun}
 	[[ -x $vzrun ]] || die "no vzrun binary ($vzrun)" "run make"
-	mkdir -p "$dir/tree/tests" "$dir/tree/.cache" "$dir/results"
+	mkdir -p "$dir/tree/.cache" "$dir/results"
 	cp "$vzrun" "$dir/tree/vzrun" || cannot_write
 	cp -a "$tree/contrib" "$dir/tree/" || cannot_write
-	cp -a "$tree"/tests/{run,cmd,*.bash,*.bats} "$dir/tree/tests/" || cannot_write
+	cp -a "$tree/tests" "$dir/tree/" || cannot_write
 	install -m 0755 "$vm/guest/go" "$dir/go"
 	built "commands-$(cat "$vm/job.bash" "$tree"/tests/cmd/*/*.go | hash_of)" build_commands
 	cp -r "$built/." "$dir/tree/tests/cmd/"
@@ -22,8 +27,16 @@ make_job() {
 		export GO=/var/lib/vzjob/go RESULTS=/var/lib/vzjob/results
 		export PATH=/var/lib/vzjob/tree:$PATH
 	END
-	printf 'export BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q VZ_TAGS=%q VZ_FULL=%q\n' \
-		"${BATS_TEST_TIMEOUT:-600}" "${VZ_PATIENCE:-180}" "${VZ_CYCLES:-}" "${VZ_TAGS:-}" "${VZ_FULL:-}" >>"$dir/env"
+	printf 'export VZ_SLOW=%q BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q VZ_TAGS=%q VZ_FULL=%q\n' \
+		"$(slowness)" "${BATS_TEST_TIMEOUT:-}" "${VZ_PATIENCE:-}" "${VZ_CYCLES:-}" "${VZ_TAGS:-}" "${VZ_FULL:-}" >>"$dir/env"
+}
+
+slowness() {
+	if [[ -n ${VZ_SLOW:-} || $accelerator != tcg* ]]; then
+		echo "${VZ_SLOW:-1}"
+	else
+		echo "$slow_emulated"
+	fi
 }
 
 # build_commands NEW builds the programs of the tests, as there is no Go in a VM:
@@ -62,7 +75,7 @@ start() {
 	machine "$image" "file=$state/root.qcow2,snapshot=on" "$work/job"
 	TMPDIR=$work setpriv --pdeathsig TERM timeout --kill-after=5 $((limit + 60)) \
 		setpriv --pdeathsig KILL "${qemu[@]}" "${machine[@]}" "${qmp[@]}" -incoming defer \
-		-chardev stdio,id=job,signal=off -chardev "file,id=results,path=$work/results.tar" \
+		-chardev "stdio,id=job,signal=off,logfile=$work/output.log" -chardev "file,id=results,path=$work/results.tar" \
 		-netdev "user,id=user0,restrict=on$2" -netdev "$3,id=link0" \
 		-serial "file:$work/console.log" -monitor none <"$work/in" 2>"$work/qemu.log" &
 	vm_pid=$!
@@ -80,23 +93,25 @@ watch_disk() {
 }
 
 # finish WORK STATUS RESULTS unpacks what a VM that ended brings back and sets
-# $job_code; STATUS is what `wait` said of it.
+# $job_code; STATUS is what `wait` said of it. A VM that brought nothing back is a
+# job that failed: others may follow.
 finish() {
 	local work=$1 status=$2 results=$3
-	cp "$work/console.log" "$results/" 2>/dev/null || true
+	cp "$work"/{console,output}.log "$results/" 2>/dev/null || true
 	tar -C "$results" --strip-components=1 -xf "$work/results.tar" 2>/dev/null || true
 	[[ ! -s $results/exit ]] || {
 		job_code=$(<"$results/exit")
 		return
 	}
+	job_code=1
 	cat "$work/qemu.log" >&2
-	grep -E '"error"|"status": "failed"' "$work/qmp.log" >&2 || true
+	grep -sE '"error"|"status": "failed"' "$work/qmp.log" >&2 || true
 	show_console "$work/console.log"
 	if disk_was_full "$work"; then
-		die "the disk below $cache became full, so the VM was ended" "make room, or set VZRUN_CACHE to a larger disk"
+		complain "the disk below $cache became full, so the VM was ended" "make room, or set VZRUN_CACHE to a larger disk"
+	elif ((status == 124 || status == 137)); then
+		complain "the VM hung and was ended after $((limit + 60)) s" "see its console above; VZRUN_VM_TIMEOUT is the limit"
+	else
+		complain "the VM ended without a result (QEMU: exit code $status)" "did its kernel panic? See its console above"
 	fi
-	if ((status == 124 || status == 137)); then
-		die "the VM hung and was ended after $((limit + 60)) s" "see its console above; VZRUN_VM_TIMEOUT is the limit"
-	fi
-	die "the VM ended without a result (QEMU: exit code $status)" "did its kernel panic? See its console above"
 }

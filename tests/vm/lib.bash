@@ -13,9 +13,13 @@ cpus=${VZRUN_VM_CPUS:-2}
 
 say() { echo "vm/$me: $*" >&2; }
 
-die() {
+complain() {
 	echo "vm/$me: $1" >&2
 	echo "hint: $2" >&2
+}
+
+die() {
+	complain "$@"
 	told=1
 	exit 1
 }
