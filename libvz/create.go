@@ -111,6 +111,9 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 		if err := n.start(p); err != nil {
 			return err
 		}
+		if err := n.verifyProc(); err != nil {
+			return err
+		}
 		return n.correctState()
 	})
 	if err != nil {
