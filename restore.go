@@ -20,7 +20,7 @@ func restoreCommand() *cli.Command {
 		ArgsUsage: "<container-id>",
 		Flags: slices.Concat([]cli.Flag{bundleFlag()}, imageFlags(), []cli.Flag{
 			consoleSocketFlag(), consoleFlag(), escapeFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
-			&cli.StringSliceFlag{Name: "veth", Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
+			&cli.StringSliceFlag{Name: "veth", KeepSpace: true, Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
 			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
 			&cli.BoolFlag{Name: "lazy-pages", Hidden: true},

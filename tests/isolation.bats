@@ -258,6 +258,36 @@ host_disk() { cat /sys/block/*/dev | head -n 1; }
 	exec 9>&-
 }
 
+memory_of() { control_file "$(cgroup_of "$1")" memory.usage_in_bytes memory.current; }
+
+@test "mounts, network namespaces and files that a guest holds count as its memory, and others have theirs" {
+	local kind bytes before after held
+	mkfifo "$T/hold"
+	# Bytes are half of what the kernel takes for each, at least.
+	for kind in mounts:200 namespaces:20000 files:100; do
+		bytes=${kind#*:} kind=${kind%:*}
+		before=$(memory_of "$ID")
+		# shellcheck disable=SC2094
+		spawn "$T/$kind" sh -c 'exec "$@" <"$0"' "$T/hold" "$VZRUN" --root "$VZ_ROOT" exec "$ID" inmate hold "$kind"
+		exec 9>"$T/hold"
+		wait_line "$T/$kind" '^holds '
+		cat "$T/$kind"
+		held=$(awk '{ print $2 + 0; exit }' "$T/$kind")
+		after=$(memory_of "$ID")
+		echo "$kind: $held, $(((after - before) / held)) bytes each"
+		((held >= 40 && held <= 100000))
+		((after - before > held * bytes))
+		guest "$OTHER" unshare --mount --net sh -c 'mount -t tmpfs none /mnt && exec 3</dev/null && ip link'
+		unshare --mount --net sh -c 'mount -t tmpfs none /mnt && exec 3</dev/null'
+		# The host gets in where there are many.
+		guest "$ID" true
+		exec 9>&-
+		wait_exit "$SPAWNED"
+	done
+	# Of mounts there are fs.mount-max in a namespace, and no more.
+	grep 'no space left' "$T/mounts"
+}
+
 ### Ranges of ids
 
 @test "fifty configurations written at once have fifty ranges of ids" {

@@ -281,6 +281,7 @@ own_cgroup() {
 	run -42 guest "$ID" sh -c 'exit 42'
 	run -143 guest "$ID" sh -c 'kill -TERM $$'
 	[[ $(vz exec --env A=b --cwd /srv "$ID" sh -c 'echo $A $PWD' </dev/null) == "b /srv" ]]
+	[[ $(vz exec --env "A= b " --env "B=	" "$ID" sh -c 'echo "<$A$B>"' </dev/null) == "< b 	>" ]]
 	run -255 guest "$ID" no-such-command
 	# The guest's clock is the host's.
 	local seconds

@@ -7,12 +7,13 @@
 //	inmate writable           files of /proc and /sys, freshly mounted with
 //	                          write access, that can be opened to be written
 //	inmate inotify            hold as many inotify instances as there are
+//	inmate hold KIND          hold many mounts, namespaces (of the network) or files
 //	inmate fill DIR           files in DIR until there is no room for more, 70000 at
 //	                          the most, then the bytes and files that went in;
 //	                          removes them
 //	inmate push TEXT          put TEXT into the terminal's input (TIOCSTI)
 //
-// "inotify" prints "holds N" and stays until its standard input ends. Nothing
+// "inotify" and "hold" print "holds N" and stay until their standard input ends. Nothing
 // but the standard library is used, so that it builds without the module's
 // dependencies and runs in any root file system.
 package main
@@ -42,12 +43,14 @@ func main() {
 		err = writable()
 	case len(args) == 1 && args[0] == "inotify":
 		err = inotify()
+	case len(args) == 2 && args[0] == "hold":
+		err = hold(args[1])
 	case len(args) == 2 && args[0] == "fill":
 		err = fill(args[1])
 	case len(args) == 2 && args[0] == "push":
 		err = push(args[1])
 	default:
-		fmt.Fprintln(os.Stderr, "usage: inmate attempts MAJ:MIN | writable | inotify | fill DIR | push TEXT")
+		fmt.Fprintln(os.Stderr, "usage: inmate attempts MAJ:MIN | writable | inotify | hold KIND | fill DIR | push TEXT")
 		os.Exit(2)
 	}
 	if err != nil {
@@ -351,6 +354,55 @@ func inotify() error {
 	}
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// hold takes what there is no room for, or no more of than the test has time for.
+func hold(kind string) error {
+	var n int
+	var err error
+	switch kind {
+	case "mounts":
+		n, err = holdMounts()
+	case "namespaces":
+		for err == nil && n < 40 {
+			if err = syscall.Unshare(syscall.CLONE_NEWNET); err == nil {
+				_, err = syscall.Open("/proc/thread-self/ns/net", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+				n++
+			}
+		}
+	case "files":
+		var limit syscall.Rlimit
+		err = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
+		limit.Cur = limit.Max
+		err = errors.Join(err, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit))
+		for err == nil && n < 100000 {
+			if _, err = syscall.Open("/dev/null", syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err == nil {
+				n++
+			}
+		}
+	default:
+		return fmt.Errorf("%q is nothing to hold", kind)
+	}
+	fmt.Printf("holds %d: %v\n", n, err)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// holdMounts doubles the mounts of one directory until it cannot.
+func holdMounts() (int, error) {
+	dir, err := ownMounts()
+	if err != nil {
+		return 0, err
+	}
+	inner := filepath.Join(dir, "inner")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		return 0, err
+	}
+	for n := 1; ; n *= 2 {
+		if err := syscall.Mount(dir, inner, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+			return n, err
+		}
+	}
 }
 
 func fill(dir string) error {
