@@ -19,6 +19,7 @@ import (
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/guest"
 	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
 
 // CreateOptions of Create; the zero value is ready for use.
@@ -89,7 +90,9 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	}
 	defer n.entry.Close()
 	defer func() { retErr = n.settle("create", retErr) }()
+	defer func() { n.asked.Close() }()
 	err = n.build("create", func() error {
+		n.askNeighbours()
 		if err := n.root.mount(ctx, n.userns); err != nil {
 			return err
 		}
@@ -159,7 +162,8 @@ type nascent struct {
 	id, bundle         string
 	spec               *specs.Spec
 	noPivot, noKeyring bool
-	nodes              []guest.Node // devices that its features need
+	nodes              []guest.Node    // devices that its features need
+	asked              *vnet.Questions // nil where nobody was asked
 
 	config *configs.Config
 	lc     *libcontainer.Container

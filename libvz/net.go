@@ -111,6 +111,11 @@ func (n *nascent) setUpNetwork(ctx context.Context) error {
 	if err := buildLinks(ctx, nets, ns); err != nil {
 		return fmt.Errorf("network: %w", explainNet(err))
 	}
+	if err := n.asked.Answer(ctx); errors.Is(err, vnet.ErrAddressInUse) {
+		return withHint("choose another ip=, or give that machine another address", "network: %w", err)
+	} else if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
 	if err := n.host.guardNetwork(n.id, nets); err != nil {
 		return err
 	}
@@ -129,6 +134,20 @@ func (n *nascent) setUpNetwork(ctx context.Context) error {
 		return fmt.Errorf("network: %w", explainNet(err))
 	}
 	return nil
+}
+
+// askNeighbours begins to ask them for the container's addresses, so that the
+// time that they have for an answer is that in which the container is made. A
+// restored container is not asked for: where it came from may still answer.
+func (n *nascent) askNeighbours() {
+	nets, err := parseNets(n.spec.Annotations[annotationNet])
+	if err != nil || len(nets) == 0 {
+		return
+	}
+	if n.asked, err = vnet.Ask(nets); err != nil {
+		n.host.warn(n.id, "the neighbours are not asked whether they use the container's addresses: %v", err)
+		n.asked.Close()
+	}
 }
 
 // dyingLinks is how long a link of a container that has just ended may still

@@ -88,6 +88,34 @@ host_net_is_clean() {
 		! host ip -6 route show table all | grep vz-
 }
 
+# neighbour CMD... runs a command on another machine of the bridge.
+neighbour() { nsenter --net="/proc/$NEIGHBOUR/ns/net" -- "$@"; }
+
+@test "an address that another machine on the bridge has is refused, by IPv4 and IPv6" {
+	spawn "$VZ_TMP/neighbour" unshare --net sh -c 'echo up; exec sleep infinity'
+	NEIGHBOUR=$SPAWNED
+	wait_line "$VZ_TMP/neighbour" up
+	host ip link add port type veth peer name eth0 netns "$NEIGHBOUR"
+	host ip link set port master vzbr0 up
+	neighbour ip link set eth0 address 02:00:00:00:00:99 up
+	neighbour ip addr add 10.1.0.9/24 dev eth0
+	neighbour ip addr add fd00:1::9/64 dev eth0 nodad
+	bundle=$(net_bundle "$ID" sleep infinity)
+	for ip in 10.1.0.9/24 fd00:1::9/64; do
+		refuses 1 "address is in use: ${ip%/*}, by 02:00:00:00:00:99 on bridge vzbr0" 'another ip=' \
+			run --detach --bundle "$bundle" --net "bridge=vzbr0,ip=10.1.0.8/24,ip=$ip" "$ID"
+		assert_nothing_left
+	done
+	# One that is gone is free, also when it was there a moment ago.
+	neighbour ip addr del 10.1.0.9/24 dev eth0
+	app_up "$bundle" "$ID" --net bridge=vzbr0,ip=10.1.0.9/24
+	for _ in 1 2 3; do
+		vz delete --force "$ID"
+		app_up "$bundle" "$ID" --net bridge=vzbr0,ip=10.1.0.9/24
+	done
+	answers guest "$ID" 10.1.0.1
+}
+
 @test "guests on a bridge reach each other and the host, by IPv4 and IPv6" {
 	net_up "$ID-a" bridge=vzbr0,ip=10.1.0.5/24,gw=10.1.0.1,ip=fd00:1::5/64,gw=fd00:1::1,mac=02:00:00:00:00:05
 	net_up "$ID-b" bridge=vzbr0,ip=10.1.0.6/24,ip=fd00:1::6/64,host=vzb,name=lan0,mtu=1400

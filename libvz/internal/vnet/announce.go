@@ -84,15 +84,21 @@ func neighborAdvert(mac net.HardwareAddr, ip netip.Addr) []byte {
 	allNodes := netip.MustParseAddr("ff02::1")
 	icmp := append([]byte{neighAdv, 0, 0, 0, 0x20, 0, 0, 0}, ip.AsSlice()...) // flag: override
 	icmp = append(append(icmp, 2, 1), mac...)                                 // option: target's MAC
-	pseudo := append(append([]byte{}, ip.AsSlice()...), allNodes.AsSlice()...)
+	return icmpFrame(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac, ip, allNodes, icmp)
+}
+
+// icmpFrame wraps a message of ICMPv6 that is for one link, and writes its
+// checksum.
+func icmpFrame(dst, src net.HardwareAddr, from, to netip.Addr, icmp []byte) []byte {
+	pseudo := append(from.AsSlice(), to.AsSlice()...)
 	pseudo = append(binary.BigEndian.AppendUint32(pseudo, uint32(len(icmp))), 0, 0, 0, protoICMPv6)
 	binary.BigEndian.PutUint16(icmp[2:], checksum(append(pseudo, icmp...)))
 
-	f := frame(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac, typeIPv6)
+	f := frame(dst, src, typeIPv6)
 	f = append(f, 0x60, 0, 0, 0)
 	f = binary.BigEndian.AppendUint16(f, uint16(len(icmp)))
 	f = append(f, protoICMPv6, 255)
-	f = append(append(f, ip.AsSlice()...), allNodes.AsSlice()...)
+	f = append(append(f, from.AsSlice()...), to.AsSlice()...)
 	return append(f, icmp...)
 }
 

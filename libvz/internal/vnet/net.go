@@ -165,7 +165,7 @@ func (n *Net) set(key, value string) (err error) {
 			return fmt.Errorf("filter=%s is none of ip, mac, off", value)
 		}
 	case "dns":
-		return fmt.Errorf("name servers are the guest's, not an interface's")
+		return fmt.Errorf("name servers are the guest's, not an interface's: spec --system --dns, or the annotation org.vzrun.dns")
 	default:
 		return fmt.Errorf("%q is not known; known are %s", key, netKeys)
 	}
