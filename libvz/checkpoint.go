@@ -159,6 +159,9 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
 	}}
 	d.system = c.guestInit() != ""
+	if spec.Linux != nil {
+		d.manifest.Limits = updatedLimits(spec.Linux.Resources, st.Config.Cgroups.Resources)
+	}
 	// Elsewhere CRIU has no stage at which they could be thawed.
 	if o.PreDump || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
 		if err := refuseFrozen(st.CgroupPaths[""]); err != nil {

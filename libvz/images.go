@@ -50,6 +50,8 @@ type manifest struct {
 	// Cgroups is the guest's own cgroup2 subtree; nil where it has none.
 	Cgroups *cgroup.Tree `json:"cgroups,omitempty"`
 	Links   []vnet.Link  `json:"links,omitempty"`
+	// Limits are those that were updated since the container was created.
+	Limits *specs.LinuxResources `json:"limits,omitempty"`
 	// Stdio are the targets of the init's descriptors 0 to 2 when it was
 	// created, as /proc/PID/fd shows them.
 	Stdio          []string `json:"stdio,omitempty"`

@@ -66,6 +66,11 @@ func (r *revival) abortAfter(ctx context.Context) func() {
 func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
 	asked := time.Now()
 	defer func() { r.waited += time.Since(asked) }()
+	if l := r.manifest.Limits; l != nil {
+		if err := applyResources(r.config.Cgroups.Resources, l); err != nil {
+			return nil, fmt.Errorf("set limits: %w", err)
+		}
+	}
 	cm, err := manager.New(r.config.Cgroups)
 	if err != nil {
 		return nil, err
