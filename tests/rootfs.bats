@@ -9,91 +9,25 @@
 
 load helpers
 load app
+load roots
 
 setup_file() { suite_setup; }
 teardown_file() { suite_teardown; }
 
 setup() {
 	vz_setup
-	BUNDLE=$VZ_TMP/$ID
+	roots_setup
 	IMAGES=$VZ_TMP/images
-	HOST_MOUNTS=()
 	DEVICE=
 }
 
 teardown() {
-	local place id
-	for id in $(vz list --quiet); do
-		vz delete --force "$id" || true
-	done
-	for place in "${HOST_MOUNTS[@]}"; do
-		wait_until 10 umount "$place" || true
-	done
+	roots_teardown
 	[[ -z $DEVICE ]] || losetup --detach "$DEVICE" || true
 	vz_teardown
 }
 
-### Bundles of each kind
-
-# host_mount PLACE ARG... mounts something on the host until the test ends.
-host_mount() {
-	local place=$1
-	shift
-	mkdir -p "$place"
-	# An overlay's upper directory is in use until the last mount of a container
-	# that has ended is gone, which the kernel tells nobody.
-	wait_until 10 mount "$@" "$place"
-	HOST_MOUNTS=("$place" "${HOST_MOUNTS[@]}")
-}
-
-# new_image FS FILE makes an image with a Debian in it.
-new_image() {
-	truncate -s 1G "$2"
-	case $1 in
-	ext4) mkfs.ext4 -q -d "$VZRUN_DEBIAN" "$2" ;;
-	xfs | btrfs)
-		"mkfs.$1" -q "$2"
-		mkdir -p "$VZ_TMP/fill"
-		# Where nobody can take a copy of the mount along.
-		unshare --mount --propagation private -- \
-			sh -c 'mount -o loop "$1" "$2" && cp -a "$3/." "$2/"' sh "$2" "$VZ_TMP/fill" "$VZRUN_DEBIAN"
-		wait_until 20 no_loop_of "$2"
-		;;
-	esac
-}
-
-# subvolume makes $VZ_TMP/pool, a btrfs, and a Debian in its subvolume "web".
-subvolume() {
-	truncate -s 1G "$VZ_TMP/pool.img"
-	mkfs.btrfs -q "$VZ_TMP/pool.img"
-	host_mount "$VZ_TMP/pool" -o loop "$VZ_TMP/pool.img"
-	btrfs -q subvolume create "$VZ_TMP/pool/web"
-	cp -a "$VZRUN_DEBIAN/." "$VZ_TMP/pool/web/"
-}
-
-# bundle_of KIND makes $BUNDLE.
-bundle_of() {
-	local flags=()
-	mkdir -m 0711 "$BUNDLE"
-	case $1 in
-	overlay) flags=(--template "$VZRUN_DEBIAN") ;;
-	ext4 | xfs | btrfs)
-		new_image "$1" "$BUNDLE/disk.img"
-		flags=(--image disk.img)
-		;;
-	subvolume)
-		subvolume
-		flags=(--rootfs "$VZ_TMP/pool/web")
-		;;
-	esac
-	describe "$BUNDLE" "$ID" "${flags[@]}"
-}
-
-# describe BUNDLE ID FLAG... writes a config.json.
-describe() {
-	vz spec --system --bundle "$1" --hostname "$2" "${@:3}"
-	edit_config "$1" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$2")"
-}
+### Parts of a life
 
 boot() {
 	vz_up "$BUNDLE" "$ID"
@@ -116,13 +50,6 @@ load_as() {
 }
 
 ### What is there, and what is not
-
-# loops prints the loop devices that this suite's files are in.
-loops() { list_loops | grep -F "$VZ_TAG"; }
-
-no_loops() { ! loops; }
-
-no_loop_of() { ! loops | grep -qF "$1"; }
 
 # assert_free: neither a mount nor a loop device of this test is on the host.
 assert_free() {
@@ -356,7 +283,7 @@ copy_image() {
 
 @test "a block device is an image, too, for one guest at a time" {
 	mkdir -m 0711 "$BUNDLE"
-	new_image ext4 "$VZ_TMP/disk.img"
+	new_image ext4 "$VZ_TMP/disk.img" "$VZRUN_DEBIAN"
 	DEVICE=$(losetup --find --show "$VZ_TMP/disk.img")
 	describe "$BUNDLE" "$ID" --image "$DEVICE"
 	boot
@@ -399,29 +326,8 @@ assert_nothing_left() {
 
 ### What an engine has mounted
 
-# engine_mount OPTIONS mounts an overlay at $BUNDLE/rootfs as engines do: with
-# layers that were shifted on disk to the ids of the configuration there.
-engine_mount() {
-	local base owner
-	base=$(jq '.linux.uidMappings[0].hostID' "$BUNDLE/config.json")
-	[[ -d $VZ_TMP/shifted ]] || {
-		cp -a --reflink=auto "$VZRUN_DEBIAN" "$VZ_TMP/shifted"
-		find "$VZ_TMP/shifted" -printf '%U:%G\n' | sort -u >"$VZ_TMP/owners"
-		while IFS=: read -r owner group; do
-			find "$VZ_TMP/shifted" -uid "$owner" -gid "$group" -exec chown -h "$((owner + base)):$((group + base))" {} +
-		done <"$VZ_TMP/owners"
-	}
-	mkdir -p "$VZ_TMP/engine/upper" "$VZ_TMP/engine/work"
-	chown "$base:$base" "$VZ_TMP/engine/upper"
-	host_mount "$BUNDLE/rootfs" -t overlay overlay \
-		-o "lowerdir=$VZ_TMP/shifted,upperdir=$VZ_TMP/engine/upper,workdir=$VZ_TMP/engine/work,$1"
-}
-
 @test "an engine's overlay: it runs; with index and nfs_export it is saved and restored, else the error says how" {
-	mkdir -m 0711 "$BUNDLE"
-	describe "$BUNDLE" "$ID" --rootfs "$VZRUN_DEBIAN"
-	mkdir "$BUNDLE/rootfs"
-	edit_config "$BUNDLE" '.root.path = "rootfs"'
+	bundle_of engine
 	engine_mount index=off
 	fails 5 'map ids of .*: not supported here: its file system has no id-mapped mounts' vz run --detach --bundle "$BUNDLE" "$ID"
 	[[ ${stderr_lines[1]} == *org.vzrun.rootfs.overlay* ]]
@@ -431,8 +337,7 @@ engine_mount() {
 	[[ ${stderr_lines[1]} == *index=on,nfs_export=on* ]]
 	alive "$ID"
 	vz delete --force "$ID"
-	umount "$BUNDLE/rootfs"
-	HOST_MOUNTS=()
+	unmount_all
 	engine_mount index=on,nfs_export=on
 	boot
 	change
