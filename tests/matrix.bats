@@ -13,7 +13,8 @@ load app
 load roots
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 1200)) || export BATS_TEST_TIMEOUT=1200
+	((${BATS_TEST_TIMEOUT:-0} >= $(slow 1200))) || BATS_TEST_TIMEOUT=$(slow 1200)
+	export BATS_TEST_TIMEOUT
 	suite_setup
 }
 
