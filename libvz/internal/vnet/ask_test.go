@@ -74,8 +74,8 @@ func TestAsk(t *testing.T) {
 		must(t, err)
 		begun := time.Now()
 		q, err := Ask(nets)
-		defer q.Close()
 		must(t, err)
+		defer q.Close()
 		err = q.Answer(t.Context())
 		return time.Since(begun), err
 	}
