@@ -270,12 +270,21 @@ kernel_memory() {
 	fi
 }
 
+# is_settled: the kernel has freed what was in use before.
+is_settled() {
+	local before
+	before=$(kernel_memory "$1")
+	sleep 0.3
+	(($(kernel_memory "$1") > before - 65536))
+}
+
 @test "mounts, network namespaces and files that a guest holds count as its memory, and others have theirs" {
 	local kind bytes before after held
 	mkfifo "$T/hold"
 	# Bytes are half of what the kernel takes for each, at least.
 	for kind in mounts:200 namespaces:20000 files:100; do
 		bytes=${kind#*:} kind=${kind%:*}
+		wait_until 20 is_settled "$ID"
 		before=$(kernel_memory "$ID")
 		# shellcheck disable=SC2094
 		spawn "$T/$kind" sh -c 'exec "$@" <"$0"' "$T/hold" "$VZRUN" --root "$VZ_ROOT" exec "$ID" inmate hold "$kind"
