@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -20,9 +23,9 @@ func checkpointCommand() *cli.Command {
 			&cli.BoolFlag{Name: "link-remap", Usage: "give open files that were deleted a name again"},
 			&cli.BoolFlag{Name: "pre-dump", Usage: "write memory only and let the container go on"},
 			&cli.BoolFlag{Name: "tcp-skip-in-flight", Hidden: true},
-			&cli.BoolFlag{Name: "lazy-pages", Hidden: true},
-			&cli.IntFlag{Name: "status-fd", Hidden: true},
-			&cli.StringFlag{Name: "page-server", Hidden: true},
+			&cli.BoolFlag{Name: "lazy-pages", Usage: "serve memory at --page-server when a restore elsewhere asks for it"},
+			&cli.IntFlag{Name: "status-fd", Value: -1, Usage: "write a zero byte to descriptor `FD` when memory can be asked for"},
+			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages listen at `ADDRESS:PORT`, else send memory to the criu page-server there"},
 			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
 			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
 		}),
@@ -48,7 +51,7 @@ func checkpoint(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
 	}
-	if err := refuseFlags(c, "tcp-skip-in-flight", "lazy-pages", "status-fd", "page-server", "empty-ns", "auto-dedup"); err != nil {
+	if err := refuseFlags(c, "tcp-skip-in-flight", "empty-ns", "auto-dedup"); err != nil {
 		return err
 	}
 	o, err := checkpointOptions(c)
@@ -79,6 +82,10 @@ func checkpointOptions(c *cli.Context) (libvz.CheckpointOptions, error) {
 	if err != nil {
 		return libvz.CheckpointOptions{}, err
 	}
+	serving, err := statusWriter(c)
+	if err != nil {
+		return libvz.CheckpointOptions{}, err
+	}
 	mode, err := cgroupsMode(c)
 	return libvz.CheckpointOptions{
 		ImagePath: paths[0], WorkPath: paths[1], ParentPath: c.String("parent-path"),
@@ -86,7 +93,33 @@ func checkpointOptions(c *cli.Context) (libvz.CheckpointOptions, error) {
 		ExtUnixSockets: c.Bool("ext-unix-sk"), ShellJob: c.Bool("shell-job"),
 		FileLocks: c.Bool("file-locks"), LinkRemap: c.Bool("link-remap"),
 		PreDump: c.Bool("pre-dump"), ManageCgroups: mode,
+		LazyPages: c.Bool("lazy-pages"), PageServer: c.String("page-server"), Serving: serving,
 	}, err
+}
+
+// statusWriter returns what tells the owner of --status-fd that memory can be
+// asked for, as runc does; nil without that flag, and without lazy pages.
+func statusWriter(c *cli.Context) (func() error, error) {
+	fd := c.Int("status-fd")
+	if fd == -1 || !c.Bool("lazy-pages") {
+		return nil, nil
+	}
+	fail := func(err error) error {
+		return &libvz.Error{Op: c.Command.Name, ID: c.Args().First(), Err: fmt.Errorf("--status-fd %d: %w", fd, err), Hint: "give a descriptor that is open for writing"}
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, fail(err)
+	}
+	if access := flags & unix.O_ACCMODE; access != unix.O_WRONLY && access != unix.O_RDWR {
+		return nil, fail(unix.EBADF)
+	}
+	unix.CloseOnExec(fd)
+	file := os.NewFile(uintptr(fd), "status-fd")
+	return func() error {
+		_, err := file.Write([]byte{0})
+		return errors.Join(err, file.Close())
+	}, nil
 }
 
 func cgroupsMode(c *cli.Context) (string, error) {

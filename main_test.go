@@ -120,15 +120,11 @@ func TestVerbsRefuseSurplusArguments(t *testing.T) {
 
 func TestUnsupportedFlagsAreRefused(t *testing.T) {
 	for _, args := range [][]string{
-		{"checkpoint", "--lazy-pages", "id"},
-		{"checkpoint", "--page-server", "h:1", "id"},
-		{"checkpoint", "--status-fd", "3", "id"},
 		{"checkpoint", "--empty-ns", "network", "id"},
 		{"checkpoint", "--auto-dedup", "id"},
 		{"checkpoint", "--tcp-skip-in-flight", "id"},
 		{"restore", "--lsm-profile", "apparmor:x", "id"},
 		{"restore", "--lsm-mount-context", "x", "id"},
-		{"restore", "--lazy-pages", "id"},
 	} {
 		err := newApp().RunContext(context.Background(), append([]string{"vzrun", "--root", t.TempDir()}, args...))
 		if exitCode(err) != codeUnsupported || hintOf(err) == "" {

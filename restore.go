@@ -9,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -23,7 +24,8 @@ func restoreCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "veth", KeepSpace: true, Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
 			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
-			&cli.BoolFlag{Name: "lazy-pages", Hidden: true},
+			&cli.BoolFlag{Name: "lazy-pages", Usage: "let the container run before its memory is in place"},
+			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages fetch memory from the checkpoint at `ADDRESS:PORT`"},
 			&cli.StringFlag{Name: "lsm-profile", Hidden: true},
 			&cli.StringFlag{Name: "lsm-mount-context", Hidden: true},
 		}),
@@ -35,7 +37,7 @@ func restore(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
 	}
-	if err := refuseFlags(c, "empty-ns", "auto-dedup", "lazy-pages", "lsm-profile", "lsm-mount-context"); err != nil {
+	if err := refuseFlags(c, "empty-ns", "auto-dedup", "lsm-profile", "lsm-mount-context"); err != nil {
 		return err
 	}
 	l := newLaunch(c)
@@ -48,13 +50,21 @@ func restore(c *cli.Context) error {
 		return err
 	}
 	defer g.close()
+	arrived := make(chan error, 1)
+	go func() { arrived <- ct.AwaitMemory(context.WithoutCancel(c.Context)) }()
 	code, err := l.tend(g, ct.Init(), func() error { return nil })
+	if err != nil && !errors.Is(err, errLeft) {
+		ct.Signal(unix.SIGKILL) //nolint:errcheck // it may have ended
+		if <-arrived == nil {
+			discard(c.Context, ct)
+		}
+		return err
+	}
+	if lost := <-arrived; lost != nil {
+		return lost
+	}
 	if errors.Is(err, errLeft) {
 		return nil
-	}
-	if err != nil {
-		discard(c.Context, ct)
-		return err
 	}
 	if !l.detach {
 		g.close() // the user's terminal need not wait for the clean-up
@@ -126,6 +136,7 @@ func restoreOptions(c *cli.Context) (o libvz.RestoreOptions, images, bundle stri
 		TCPEstablished: c.Bool("tcp-established"), ExtUnixSockets: c.Bool("ext-unix-sk"),
 		ShellJob: c.Bool("shell-job"), FileLocks: c.Bool("file-locks"),
 		ManageCgroups: mode, Veth: c.StringSlice("veth"),
+		LazyPages: c.Bool("lazy-pages"), PageServer: c.String("page-server"),
 	}, paths[0], bundle, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -39,6 +40,18 @@ type CheckpointOptions struct {
 	// ManageCgroups is CRIU's mode: "", ignore, none, props, soft, full,
 	// strict.
 	ManageCgroups string
+	// LazyPages leaves most of the memory out of the images, and serves it
+	// at PageServer, "ADDRESS:PORT", to one Restore with LazyPages elsewhere.
+	// Checkpoint returns when that has all of it. If the connection is cut
+	// before, nobody here knows whether the other side runs: the container
+	// is paused and the error wraps ErrUnconfirmed. Resume lets it go on,
+	// Delete gives it up. An error before that leaves it as it was.
+	LazyPages bool
+	// PageServer without LazyPages is a `criu page-server` that gets the
+	// memory; it must be beside the other images before they are restored.
+	PageServer string
+	// Serving is called when memory can be asked for; nil = nobody.
+	Serving func() error
 }
 
 // Checkpoint saves a running or paused container as a directory of images. The container
@@ -95,6 +108,10 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 		return nil, fmt.Errorf("create work directory: %w", err)
 	}
 	d.opts.Images, d.opts.Work = images, work
+	if err := c.planPages(e, d, o); err != nil {
+		return nil, err
+	}
+	defer d.close()
 	is, err := c.lc.Status()
 	if err != nil {
 		return nil, err
@@ -113,7 +130,15 @@ type dumpPlan struct {
 	state    *libcontainer.State
 	manifest manifest
 	opts     criu.DumpOptions
-	system   bool // a whole operating system
+	system   bool         // a whole operating system
+	listener net.Listener // for who wants the memory of a lazy one; may be nil
+	sent     int64        // bytes of memory
+}
+
+func (d *dumpPlan) close() {
+	if d.listener != nil {
+		d.listener.Close()
+	}
 }
 
 // saveCgroups records the guest's own cgroups. Only while its tasks are
@@ -273,8 +298,8 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 			return err
 		}
 		sealed = true
-		if d.opts.LeaveRunning || d.opts.PreDump {
-			return nil
+		if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
+			return nil // a lazy one commits when its memory has gone
 		}
 		return e.Step(stepCommitted)
 	}
@@ -288,7 +313,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	})
 	took := time.Since(begun) - waited
 	if err != nil {
-		return nil, errors.Join(c.explainDump(err), c.host.undoCheckpoint(e))
+		return nil, errors.Join(c.explainShared(e, c.explainDump(err)), c.host.undoCheckpoint(e))
 	}
 	if !sealed { // a pre-dump has no post-dump stage
 		if err := d.manifest.seal(d.opts.Images); err != nil {
@@ -297,7 +322,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	}
 	stats := &Stats{
 		Operation: "checkpoint", Frozen: measured.Frozen, Criu: took, Bytes: d.manifest.Bytes,
-		Pages: measured.Pages, Tasks: d.manifest.Tasks, Attempts: measured.Attempts,
+		Pages: measured.Pages, Tasks: d.manifest.Tasks, Attempts: measured.Attempts, Sent: d.sent,
 	}
 	if d.opts.LeaveRunning || d.opts.PreDump {
 		return stats, e.End()

@@ -35,6 +35,8 @@ type Container struct {
 	// loaded is the state file that lc was made from, zero where that is not
 	// known: as long as it is there, there is nothing to read again.
 	loaded stamp
+	// arrival is the rest of a lazy restore, on the handle that it returned.
+	arrival *arrival
 }
 
 // State is what runc's state and list verbs show of a container.
@@ -257,6 +259,11 @@ func (c *Container) Resume(context.Context) error {
 	return c.change("resume", func(*store.Entry) error {
 		if err := c.need(libcontainer.Paused); err != nil {
 			return err
+		}
+		if init, err := c.initPid(); err == nil {
+			if err := c.host.ownAgain(c.id, init); err != nil {
+				return err
+			}
 		}
 		return c.lc.Resume()
 	})

@@ -44,6 +44,10 @@ type manifest struct {
 	// PreDump is true for memory only: it can be a parent, not restored.
 	PreDump bool   `json:"pre_dump,omitempty"`
 	Parent  string `json:"parent,omitempty"`
+	// Lazy is true where the memory is not in the images but was asked for
+	// page by page; PagesElsewhere where a page server got it.
+	Lazy           bool `json:"lazy,omitempty"`
+	PagesElsewhere bool `json:"pages_elsewhere,omitempty"`
 	// Files are the images and their sizes in bytes.
 	Files map[string]int64 `json:"files"`
 	Spec  *specs.Spec      `json:"config"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,15 @@ type RestoreOptions struct {
 	// a bridge, "eth0=vzc1@br0"; links not named keep the host end they had.
 	Veth []string
 	Spec *specs.Spec // as in CreateOptions
+	// LazyPages lets the guest run before its memory is in place; see
+	// AwaitMemory, which must be called then. The memory comes from
+	// PageServer ("ADDRESS:PORT", a Checkpoint with LazyPages), or from the
+	// images. Where neither is said and a `criu lazy-pages` listens in
+	// WorkPath, that one is used, and is its owner's to look after.
+	LazyPages  bool
+	PageServer string
+	// dialPages connects to a criu.PageServer in another way.
+	dialPages func(context.Context) (net.Conn, error)
 }
 
 // Restore makes a container run again from the images of a checkpoint, under
@@ -40,9 +50,13 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 	if err != nil {
 		return nil, nil, fail("restore", id, err)
 	}
-	defer r.entry.Close()
+	defer func() {
+		if r.lazy == nil {
+			r.entry.Close()
+		}
+	}()
 	stats, err := r.restore(ctx)
-	if err = r.settle("restore", err); err != nil {
+	if err = r.endRestore(err); err != nil {
 		return nil, nil, fail("restore", id, err)
 	}
 	stats.Restore = time.Since(begun)
@@ -56,7 +70,11 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 	if err != nil {
 		return nil, nil, fail("restore", id, err)
 	}
-	return &Container{host: h, id: id, lc: r.lc, init: &Process{proc: proc}}, stats, nil
+	c := &Container{host: h, id: id, lc: r.lc, init: &Process{proc: proc}}
+	if r.lazy != nil {
+		c.arrival = &arrival{entry: r.entry, lazy: r.lazy}
+	}
+	return c, stats, nil
 }
 
 // watchInit warns where a restored init is not well.
@@ -83,9 +101,10 @@ type revival struct {
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
 	pid      int
-	subtree  string        // the container's cgroup2 directory
-	aside    string        // where criu is while the subtree is made; "" = it need not
-	waited   time.Duration // CRIU for our consent
+	subtree  string          // the container's cgroup2 directory
+	aside    string          // where criu is while the subtree is made; "" = it need not
+	waited   time.Duration   // CRIU for our consent
+	lazy     *criu.LazyPages // fills the guest's memory; nil = it is whole
 }
 
 // prepareRestore checks everything that can be checked before anything is
@@ -110,6 +129,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	}
 	chain, err := m.chain(images)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.checkMemory(images, o); err != nil {
 		return nil, err
 	}
 	if hasNotify(m.Spec) && !hasNotify(spec) {
@@ -199,6 +221,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			}
 		}
 		if err := r.reserveNetwork(ctx); err != nil {
+			return err
+		}
+		if err := r.startLazy(ctx, work); err != nil {
 			return err
 		}
 		if err := r.isolateNetwork(); err != nil {

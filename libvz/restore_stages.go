@@ -160,6 +160,9 @@ func (r *revival) stage(s criu.Stage) error {
 		if err := r.writeState(s.Pid); err != nil {
 			return err
 		}
+		if r.lazy != nil {
+			return r.memoryArrives()
+		}
 		return r.entry.Step(stepCommitted)
 	case "pre-resume":
 		r.refreeze()

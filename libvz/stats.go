@@ -26,6 +26,8 @@ type Stats struct {
 	// Attempts is how often CRIU was asked: more than 1 where a race with
 	// the rest of the host was lost.
 	Attempts int
+	// Sent is how many bytes of memory a lazy checkpoint has handed out.
+	Sent int64
 	// InitCPU is the share of one processor that the init of a restored
 	// operating system took when it was watched, 0.0 when idle; nil where
 	// nothing was watched.
@@ -44,10 +46,11 @@ func (s *Stats) MarshalJSON() ([]byte, error) {
 		Pages     uint64   `json:"pages"`
 		Tasks     int      `json:"tasks"`
 		Attempts  int      `json:"attempts,omitempty"`
+		Sent      int64    `json:"sent,omitempty"`
 		InitCPU   *float64 `json:"init_cpu,omitempty"`
 	}{
 		s.Operation, s.Frozen.Seconds(), s.Dump.Seconds(), s.Restore.Seconds(),
-		s.Criu.Seconds(), s.Bytes, s.Pages, s.Tasks, s.Attempts, s.InitCPU,
+		s.Criu.Seconds(), s.Bytes, s.Pages, s.Tasks, s.Attempts, s.Sent, s.InitCPU,
 	})
 }
 

@@ -35,6 +35,16 @@ func (h *Host) undo(e *store.Entry) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	op := e.Operation
+	switch op.Step {
+	case stepServing:
+		if err := killCriu(ctx, op.Criu, op.CriuStart); err != nil {
+			return err
+		}
+	case stepShared:
+		return h.undoShared(ctx, e)
+	case stepArriving:
+		return h.undoArriving(ctx, e)
+	}
 	if err := endCriu(ctx, op.Criu, op.CriuStart); err != nil {
 		return err
 	}
@@ -64,6 +74,9 @@ func (h *Host) undo(e *store.Entry) error {
 // let the tasks go when it lost its caller (see endCriu), or has killed them
 // after the images were complete; both leave a valid container.
 func (h *Host) undoCheckpoint(e *store.Entry) error {
+	if e.Operation.Step == stepShared {
+		return e.End() // it stays paused: see lazyDump
+	}
 	if e.Operation.Step != stepCommitted && e.Operation.Images != "" {
 		// The manifest first: without it they are no checkpoint.
 		err := os.Remove(filepath.Join(e.Operation.Images, manifestName))
@@ -97,6 +110,10 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 			// Where there is no packet filter to ask, there is no lock.
 			h.warn(e.ID, "%v", err)
 		}
+	}
+	// A lazy checkpoint that the other side has given up.
+	if err := os.Remove(filepath.Join(h.opts.Root, e.ID, unconfirmedMark)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return e.End()
 }
@@ -160,25 +177,50 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 // work and exits; killing it before would leave its victims traced. Only one
 // that does not end in time is killed, by its pid and start time.
 func endCriu(ctx context.Context, pid int, start uint64) error {
-	if pid == 0 {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open criu's pid: %w", err)
+	fd, err := criuFD(pid, start)
+	if fd < 0 {
+		return err
 	}
 	defer unix.Close(fd)
-	if s, err := startTime(pid); err != nil || s != start {
-		return nil // the pid is somebody else's by now
-	}
 	grace, cancel := context.WithTimeout(ctx, undoTimeout/2)
 	defer cancel()
 	if waitPidfd(grace, fd) == nil {
 		return nil
 	}
+	return endPidfd(ctx, fd)
+}
+
+// killCriu ends a criu that nobody will tell to end.
+func killCriu(ctx context.Context, pid int, start uint64) error {
+	fd, err := criuFD(pid, start)
+	if fd < 0 {
+		return err
+	}
+	defer unix.Close(fd)
+	return endPidfd(ctx, fd)
+}
+
+// criuFD returns a pidfd of a process that is known by pid and start time, -1
+// where it has ended.
+func criuFD(pid int, start uint64) (int, error) {
+	if pid == 0 {
+		return -1, nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open criu's pid: %w", err)
+	}
+	if s, err := startTime(pid); err != nil || s != start {
+		unix.Close(fd)
+		return -1, nil // the pid is somebody else's by now
+	}
+	return fd, nil
+}
+
+func endPidfd(ctx context.Context, fd int) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill criu: %w", err)
 	}

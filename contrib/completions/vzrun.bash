@@ -11,7 +11,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
- --machine-id --dns --hosts --lxcfs --net '
+ --machine-id --dns --hosts --lxcfs --net --page-server --status-fd '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill list
@@ -25,8 +25,8 @@ _vzrun_flags() {
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
-	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape" ;;
-	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump" ;;
+	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server" ;;
+	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
 		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
 		--preserve-fds --cgroup --ignore-paused' ;;

@@ -65,6 +65,20 @@ type DumpOptions struct {
 	// CRIU writes them: net[INODE]:KEY.
 	Namespaces            []string
 	LeaveRunning, PreDump bool
+	// Lazy, where not nil, makes the dump a lazy one. It is called when the
+	// images are complete but for most of the memory, and consented to; the
+	// tasks are stopped. When it returns nil the tasks are ended; an error
+	// fails the dump, and they run as before but for the network, which
+	// stays locked. It must return when its ctx is done.
+	Lazy func(context.Context, *PageServer) error
+	// SendPages is a stream socket that leads to a `criu page-server`; the
+	// memory goes there and not to Images. PageServer is its address, where
+	// CRIU is to connect.
+	SendPages  *os.File
+	PageServer struct {
+		Address string
+		Port    int
+	}
 }
 
 // Stats is what CRIU measured.
@@ -121,9 +135,50 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	if o.PreDump {
 		kind = rpc.CriuReqType_SINGLE_PRE_DUMP
 	}
+	var inherit []*os.File
+	var lazy *lazyDump
+	switch {
+	case o.Lazy != nil:
+		if lazy, err = o.prepareLazy(); err != nil {
+			return err
+		}
+		defer lazy.close()
+		opts.LazyPages = new(true)
+		opts.ConfigFile = new(fmt.Sprintf("/proc/self/fd/%d", lazyConfigFD))
+		inherit = []*os.File{lazy.theirs, lazy.mine, lazy.config}
+	case o.SendPages != nil:
+		opts.Ps = &rpc.CriuPageServerInfo{Fd: new(int32(inheritBase))}
+		inherit = []*os.File{o.SendPages}
+	case o.PageServer.Address != "":
+		opts.Ps = &rpc.CriuPageServerInfo{Address: &o.PageServer.Address, Port: new(int32(o.PageServer.Port))}
+	}
+	err = o.dumpWith(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, lazy, inherit)
+	if err != nil {
+		return explain("dump", filepath.Join(o.Work, DumpLog), err)
+	}
+	return nil
+}
+
+// dumpWith sees one request for a dump through; it changes the images before it
+// lets the caller consent to them.
+func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazyDump, inherit []*os.File) error {
 	consent := o.Stage
-	o.Stage = func(s Stage) error {
-		if s.Name == "post-dump" {
+	s, err := o.serve([3]*os.File{}, inherit...)
+	if err != nil {
+		return err
+	}
+	refused := false
+	stage := func(st Stage) (err error) {
+		// CRIU goes on to serve pages of a dump that was refused.
+		defer func() { refused = refused || err != nil }()
+		if st.Name == "status-ready" && lazy != nil {
+			if refused {
+				return errors.New("refused before")
+			}
+			lazy.begin(ctx, s.kill)
+			return nil
+		}
+		if st.Name == "post-dump" {
 			if err := errors.Join(mendExeLinks(o.Images), forgetSizes(o.Images, o.Unsized)); err != nil {
 				return err
 			}
@@ -134,37 +189,32 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 		if consent == nil {
 			return nil
 		}
-		return consent(s)
+		return consent(st)
 	}
-	_, err = o.run(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, [3]*os.File{})
-	if err != nil {
-		return explain("dump", filepath.Join(o.Work, DumpLog), err)
+	_, err = s.do(ctx, req, stage)
+	// CRIU's answer says more than its exit status.
+	if closed := s.close(); closed != nil && err == nil {
+		err = fmt.Errorf("criu: %w", closed)
 	}
-	return nil
+	if lazy != nil {
+		err = lazy.wait(err)
+	}
+	return err
 }
 
-// run serves one request with a criu process of its own.
-func (c *Common) run(ctx context.Context, req *rpc.CriuReq, stdio [3]*os.File) (resp *rpc.CriuResp, retErr error) {
-	s, err := serve(c.Criu, stdio)
+// serve starts the criu process of one request, and tells who wants to know.
+func (c *Common) serve(stdio [3]*os.File, inherit ...*os.File) (*server, error) {
+	s, err := serve(c.Criu, stdio, inherit...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		// CRIU's answer says more than its exit status.
-		if err := s.close(); err != nil && retErr == nil {
-			retErr = fmt.Errorf("criu: %w", err)
-		}
-	}()
 	if c.Started != nil {
 		if err := c.Started(s.cmd.Process.Pid); err != nil {
+			s.close() //nolint:errcheck // it was asked for nothing
 			return nil, err
 		}
 	}
-	stage := c.Stage
-	if stage == nil {
-		stage = func(Stage) error { return nil }
-	}
-	return s.do(ctx, req, stage)
+	return s, nil
 }
 
 // options fills what both operations share. The directories stay open until

@@ -33,6 +33,8 @@ type RestoreOptions struct {
 	Stdio     [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
 	Veths     []Veth
 	Inherit   []Inherit
+	// Lazy leaves memory to the LazyPages that listens in Work.
+	Lazy bool
 	// JoinCgroups is told criu's pid before it begins to work, puts it
 	// into the container's cgroups and returns their roots.
 	JoinCgroups func(pid int) ([]CgroupRoot, error)
@@ -55,6 +57,9 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 		opts.ImagesDirFd = new(int32(o.ImagesDir.Fd()))
 	}
 	opts.RstSibling = new(true)
+	if o.Lazy {
+		opts.LazyPages = new(true)
+	}
 	opts.EvasiveDevices = new(true)
 	for _, v := range o.Veths {
 		opts.Veths = append(opts.Veths, &rpc.CriuVethPair{IfIn: new(v.Inner), IfOut: new(v.Outer)})

@@ -79,6 +79,15 @@ func (s *server) close() error {
 	return s.cmd.Wait()
 }
 
+// kill ends the process in the middle of its work. Only for where it cannot be
+// asked to undo it, and leaves its tasks whole.
+func (s *server) kill() error {
+	if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill criu: %w", err)
+	}
+	return nil
+}
+
 // do sends one request and answers CRIU's notifications until the final
 // response. An error of stage, and a cancelled ctx, refuse consent at the next
 // notification: CRIU then undoes what it did and fails.

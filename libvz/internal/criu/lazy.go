@@ -1,0 +1,221 @@
+package criu
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// A lazy dump leaves most of the memory out of the images. CRIU stays, with the
+// tasks stopped, and hands pages out to the `criu lazy-pages` of the other side,
+// which puts them where the restored tasks fault (see lazypages.go).
+//
+// What CRIU 4.2 makes of it, read in its source and tried (docs/decisions/0021):
+// its page server ends well, and ends the tasks, as soon as it reads the end of
+// its connection or a word of farewell; and the other side says farewell after
+// a failure too. Neither says that the memory has arrived. So CRIU never sees
+// the other side's connection: it serves a socket of ours, PageServer moves
+// requests and pages between the two and keeps the farewell back, and only when
+// DumpOptions.Lazy has returned nil is that socket shut down. That is the commit
+// of a lazy dump. Until then the tasks can go on here: CRIU is killed, which
+// leaves them as they were when it had stopped them.
+
+// pagePiece is how many bytes are moved between two looks at the counter.
+const pagePiece = 1 << 20
+
+// psRequest is the size of CRIU's struct page_server_iov.
+const psRequest = 32
+
+// Commands of the page server's protocol, the lower half of the first word, and
+// one that is ours. CRIU does not know it, and fails as it should.
+const (
+	psGet        = 7
+	psClose      = 0x1023
+	psForceClose = 0x1024
+	psGivenUp    = 0x7a77
+)
+
+var (
+	// ErrPeerGone says that the other side of a lazy dump went away without
+	// a word: it may run, or not.
+	ErrPeerGone = errors.New("the connection for pages was cut")
+	// ErrPeerFailed says that the other side does not run, and never will.
+	ErrPeerFailed = errors.New("the other side could not restore")
+)
+
+// PageServer is the memory of a lazy dump, whose tasks CRIU keeps stopped.
+type PageServer struct {
+	conn *net.UnixConn
+	sent atomic.Int64
+}
+
+// Sent returns how many bytes of memory have gone to the other side.
+func (p *PageServer) Sent() int64 { return p.sent.Load() }
+
+// Serve answers the requests of one LazyPages on peer until that has all it
+// needs (nil), has failed (ErrPeerFailed), the connection ends (ErrPeerGone) or
+// ctx does. A bare `criu lazy-pages` says that it has all after a failure, too. peer is closed then. It is for one connection
+// only: an answer may be half-way when that is cut.
+func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
+	defer peer.Close()
+	stop := context.AfterFunc(ctx, func() { peer.Close() })
+	defer stop()
+	go func() {
+		// In pieces, so that there is something to count; the kernel moves
+		// them by itself from socket to socket. Ends with peer or with criu.
+		for {
+			n, err := io.CopyN(peer, p.conn, pagePiece)
+			p.sent.Add(n)
+			if err != nil {
+				peer.Close()
+				return
+			}
+		}
+	}()
+	request := make([]byte, psRequest)
+	for {
+		if _, err := io.ReadFull(peer, request); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: %w", ErrPeerGone, err)
+		}
+		switch command := binary.NativeEndian.Uint32(request) & 0xffff; command {
+		case psGet:
+			if _, err := p.conn.Write(request); err != nil {
+				return fmt.Errorf("criu went away: %w", err)
+			}
+		case psClose, psForceClose:
+			// It waits for a status; that it is gone by then is as well.
+			peer.Write(make([]byte, 4)) //nolint:errcheck // see above
+			return nil
+		case psGivenUp:
+			return ErrPeerFailed
+		default:
+			return fmt.Errorf("unknown request %#x for pages", command)
+		}
+	}
+}
+
+// lazyDump is the state of DumpOptions.Lazy during one dump.
+type lazyDump struct {
+	serve        func(context.Context, *PageServer) error
+	mine, theirs *os.File
+	config       *os.File
+	server       *PageServer
+	done         chan error // nil until serve runs
+	cancel       context.CancelFunc
+}
+
+// Descriptor numbers in criu: 0-2 are stdio, 3 is the RPC socket.
+const (
+	lazySocketFD = inheritBase + iota
+	lazyOwnerFD
+	lazyConfigFD
+)
+
+// prepareLazy makes the socket that CRIU serves. RPC has no field for it in a
+// lazy dump (it takes the address away, too: CRIU would listen to anybody), the
+// configuration file has. CRIU inherits both ends: so that its page server does
+// not read the end of its connection, and does not end the tasks, when it is us
+// who are killed.
+func (o *DumpOptions) prepareLazy() (_ *lazyDump, retErr error) {
+	l := &lazyDump{serve: o.Lazy}
+	defer func() {
+		if retErr != nil {
+			l.close()
+		}
+	}()
+	fds, err := unix.Socketpair(unix.AF_LOCAL, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	l.mine, l.theirs = os.NewFile(uintptr(fds[0]), "pages"), os.NewFile(uintptr(fds[1]), "criu-pages")
+	conn, err := net.FileConn(l.mine)
+	if err != nil {
+		return nil, fmt.Errorf("socket for pages: %w", err)
+	}
+	l.server = &PageServer{conn: conn.(*net.UnixConn)}
+	l.config, err = configFile(o.ConfigFile, fmt.Sprintf("ps-socket %d", lazySocketFD))
+	return l, err
+}
+
+// configFile returns a file in memory that says what the configuration file
+// named does, and line.
+func configFile(name, line string) (*os.File, error) {
+	var text []byte
+	if name != "" {
+		var err error
+		if text, err = os.ReadFile(name); err != nil {
+			return nil, fmt.Errorf("criu configuration: %w", err)
+		}
+	}
+	fd, err := unix.MemfdCreate("criu.conf", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "criu.conf")
+	if _, err := f.Write(append(text, "\n"+line+"\n"...)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("criu configuration: %w", err)
+	}
+	return f, nil
+}
+
+// begin runs serve beside the dump, whose images are complete.
+func (l *lazyDump) begin(ctx context.Context, kill func() error) {
+	ctx, l.cancel = context.WithCancel(ctx)
+	l.done = make(chan error, 1)
+	go func() {
+		err := l.serve(ctx, l.server)
+		if err == nil {
+			err = l.server.conn.CloseWrite() // the commit
+		}
+		if err != nil {
+			// There is no other way out of its page server that leaves the
+			// tasks alive.
+			err = errors.Join(err, kill())
+		}
+		l.done <- err
+	}()
+}
+
+// wait returns what serve did, after CRIU has ended with err.
+func (l *lazyDump) wait(err error) error {
+	if l.done == nil {
+		return err
+	}
+	select {
+	case served := <-l.done:
+		if served != nil {
+			return &refusal{served}
+		}
+	default: // it was criu that ended
+		l.cancel()
+		if served := <-l.done; err == nil && served != nil {
+			return &refusal{served}
+		}
+	}
+	return err
+}
+
+func (l *lazyDump) close() {
+	if l.cancel != nil {
+		l.cancel()
+	}
+	if l.server != nil {
+		l.server.conn.Close()
+	}
+	for _, f := range []*os.File{l.mine, l.theirs, l.config} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
