@@ -62,7 +62,7 @@ system_in_memory() {
 ### Disk
 
 # Of contrib/rootfs: what the suites take, but for those that only VZ_FULL=1 takes.
-guests=(busybox debian busybox-init openrc)
+guests=(busybox debian busybox-init openrc services)
 
 # require_image sets $image: vmlinuz, initrd and root.img.
 require_image() {
