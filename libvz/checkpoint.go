@@ -294,6 +294,9 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		if err := d.saveCgroups(); err != nil {
 			return err
 		}
+		if err := c.saveArmed(d); err != nil {
+			return err
+		}
 		if err := d.manifest.seal(d.opts.Images); err != nil {
 			return err
 		}

@@ -56,6 +56,8 @@ type manifest struct {
 	Links   []vnet.Link  `json:"links,omitempty"`
 	// Limits are those that were updated since the container was created.
 	Limits *specs.LinuxResources `json:"limits,omitempty"`
+	// Armed are timers and pressure triggers, which CRIU restores as others.
+	Armed criu.Armed `json:"armed,omitzero"`
 	// Stdio are the targets of the init's descriptors 0 to 2 when it was
 	// created, as /proc/PID/fd shows them.
 	Stdio          []string `json:"stdio,omitempty"`

@@ -151,6 +151,7 @@ func (r *revival) stage(s criu.Stage) error {
 			return r.growCgroups()
 		}
 	case "post-restore":
+		r.pid = s.Pid
 		if err := r.attachLinks(); err != nil {
 			return err
 		}
@@ -165,6 +166,7 @@ func (r *revival) stage(s criu.Stage) error {
 		}
 		return r.entry.Step(stepCommitted)
 	case "pre-resume":
+		r.rearm()
 		r.refreeze()
 	case "orphan-pts-master":
 		return r.sendTerminal(s.File)
