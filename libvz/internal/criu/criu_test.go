@@ -72,6 +72,15 @@ func TestExplain(t *testing.T) {
 			log:   "(00.00)      1: Error (criu/image.c:500): Unable to open core-17.img: No such file or directory\n",
 			cause: "image file core-17.img is missing", pid: 1, firstOfLine: "1: (image.c",
 		},
+		"terminal of a login session": {
+			log:   "(02.9) Error (criu/tty.c:2286): tty: ctty inheritance detected sid/pgrp 236 (ctty pid_real 32366 pty pid_real 32280)\n",
+			cause: "a program in a login session has /dev/tty open", pid: 32366, firstOfLine: "(tty.c:2286)",
+		},
+		"compiler of PHP": {
+			log: "(00.7) Error (compel/src/lib/ptrace.c:73): POKEDATA failed: Input/output error\n" +
+				"(00.7) Error (criu/cr-dump.c:1480): Can't infect (pid: 19754) with parasite\n",
+			cause: "the first executable memory of a task is shared", pid: 19754, firstOfLine: "Error (compel/src/lib/ptrace.c:73)",
+		},
 		"unknown": {
 			log: "(00.00) Error (criu/odd.c:1): something new\n", cause: "", firstOfLine: "(odd.c:1)",
 		},

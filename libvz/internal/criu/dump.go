@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -22,6 +23,11 @@ const (
 // freezes the guest for a few hundred milliseconds; when the race was seen, the
 // next attempt won it every time.
 const attempts = 5
+
+// ghostLimit is the size in bytes above which CRIU refuses an open file that has
+// no name any more. Its own, 1 MiB, keeps images small, and refuses databases that
+// sort on disk. This is the most that its protocol has room for.
+const ghostLimit = math.MaxUint32
 
 // External is a mount that is not saved but taken from outside at the restore:
 // Key names it in the images, Val is its place in the guest at the dump and
@@ -123,6 +129,7 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	defer closeDirs()
 	opts.Pid = new(int32(o.Pid))
 	opts.LeaveRunning = new(o.LeaveRunning)
+	opts.GhostLimit = new(uint32(ghostLimit))
 	opts.External = o.Namespaces
 	if o.FreezeCgroup != "" {
 		opts.FreezeCgroup = new(o.FreezeCgroup)

@@ -81,6 +81,10 @@ func symptoms() []symptom {
 		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again"),
 		s(`External socket is used`, "a unix socket of the guest is connected to one outside", "add --ext-unix-sk, or close that connection"),
 		s(`Found dangling pty|Found slave peer without master|tty.*Don't have tty to inherit session|Found session leader with no`, "a task holds a terminal whose other end is outside the guest", "end that session (log out), or add --shell-job"),
+		s(`ctty inheritance detected`, "a program in a login session has /dev/tty open, whose terminal another process holds too",
+			"end that program (such as less, or dash as an interactive shell) and try again"),
+		s(`POKEDATA failed: Input/output error`, "the first executable memory of a task is shared and cannot be written to, as that of PHP's just-in-time compiler",
+			"set opcache.preferred_memory_model=posix (or opcache.jit_buffer_size=0) and restart PHP"),
 		s(`Can't dump that handle`, "a program watches a file that has no lasting handle, as on an overlay without index and nfs_export",
 			"mount the overlay with index=on,nfs_export=on, or name its layers in the annotation org.vzrun.rootfs.overlay"),
 		s(`doesn't have a proper root mount`, "a mount inside the guest comes from outside its root", "name that mount in config.json, so that it is saved as an external one"),
@@ -124,7 +128,7 @@ const maxErrorLines = 6
 var (
 	logPrefix = pattern(`^\(\d+\.\d+\)\s*`)
 	taskPid   = pattern(`^\s*(\d+): `)
-	namedPid  = pattern(`(?:pid[ =:]|task )(\d+)`)
+	namedPid  = pattern(`(?:pid[ =:] ?|pid_real |task )(\d+)`)
 	// harmless are errors that CRIU logs and then does without: raising its
 	// own limit where CAP_SYS_RESOURCE is missing.
 	harmless = pattern(`Can't setup RLIMIT_NOFILE for self`)
