@@ -22,7 +22,8 @@ func DropIns(i Init) []File {
 	}
 	return []File{
 		{Path: "systemd/system/service.d/00-vzrun.conf", Mode: 0o644, Content: serviceDropIn},
-		{Path: "systemd/system.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
+		{Path: "systemd/system.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn + phpEnvironment},
+		{Path: "systemd/vzrun-php/00-vzrun.ini", Mode: 0o644, Content: phpSettings},
 		{Path: "systemd/user.conf.d/00-vzrun.conf", Mode: 0o644, Content: managerDropIn},
 		{Path: "systemd/system/user@.service.d/00-vzrun.conf", Mode: 0o644, Content: userDropIn},
 		{Path: "systemd/system/systemd-resolved.service.d/00-vzrun.conf", Mode: 0o644, Content: tmpDropIn},
@@ -76,4 +77,14 @@ DefaultMemoryPressureWatch=off
 DefaultCPUPressureWatch=off
 # see above
 DefaultIOPressureWatch=off
+`
+
+const phpEnvironment = `# PHP reads its own directory of settings, and then this one
+DefaultEnvironment=PHP_INI_SCAN_DIR=:/run/systemd/vzrun-php
+`
+
+const phpSettings = `; Written by vzrun at each start; see vzrun's documentation on checkpoints.
+; Else the memory of the just-in-time compiler lies before PHP's own program. It is
+; shared and not writable, and CRIU works in what it finds first
+opcache.preferred_memory_model=posix
 `

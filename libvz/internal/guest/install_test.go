@@ -15,19 +15,23 @@ import (
 
 func TestDropIns(t *testing.T) {
 	for _, f := range DropIns(Systemd) {
-		if !filepath.IsLocal(f.Path) || !strings.HasPrefix(f.Path, "systemd/") || path.Base(f.Path) != "00-vzrun.conf" {
+		name, comment := "00-vzrun.conf", "#"
+		if path.Ext(f.Path) == ".ini" {
+			name, comment = "00-vzrun.ini", ";"
+		}
+		if !filepath.IsLocal(f.Path) || !strings.HasPrefix(f.Path, "systemd/") || path.Base(f.Path) != name {
 			t.Errorf("%s: must be in /run/systemd and sort before an operator's own", f.Path)
 		}
-		if f.Mode != 0o644 || !strings.HasPrefix(f.Content, "# ") || !strings.HasSuffix(f.Content, "\n") {
+		if f.Mode != 0o644 || !strings.HasPrefix(f.Content, comment+" ") || !strings.HasSuffix(f.Content, "\n") {
 			t.Errorf("%s: mode %o, content %q", f.Path, f.Mode, f.Content)
 		}
 		commented := false
 		for _, line := range strings.Split(f.Content, "\n") {
-			setting := strings.Contains(line, "=") && !strings.HasPrefix(line, "#")
+			setting := strings.Contains(line, "=") && !strings.HasPrefix(line, comment)
 			if setting && !commented {
 				t.Errorf("%s: %s has no comment that says why", f.Path, line)
 			}
-			commented = strings.HasPrefix(line, "#")
+			commented = strings.HasPrefix(line, comment)
 		}
 	}
 	for _, i := range []Init{SysVInit, OpenRC, Runit, Busybox, Unknown, ""} {
