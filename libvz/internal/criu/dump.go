@@ -192,6 +192,9 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 			if err := mendWatches(o.Images, o.Pid); err != nil {
 				return err
 			}
+			if err := nameWatches(o.Images, o.Pid); err != nil {
+				return err
+			}
 		}
 		if consent == nil {
 			return nil

@@ -72,6 +72,24 @@ func mendWatches(dir string, pid int) error {
 // find returns, nil where nothing changes. find returns no path where "/" is
 // right.
 func mendFile(path string, find func(watch) (place, error)) ([]byte, error) {
+	var failed error
+	mended, err := editWatches(path, func(w watch, handle []byte) []byte {
+		if string(bytesOf(handle, handlePath)) != "/" {
+			return handle
+		}
+		at, err := find(w)
+		failed = errors.Join(failed, err)
+		if err != nil || at.path == "" {
+			return handle
+		}
+		return withPlace(handle, at)
+	})
+	return mended, errors.Join(err, failed)
+}
+
+// editWatches returns the image at path with the handle of every inotify watch
+// as edit returns it, nil where nothing changes.
+func editWatches(path string, edit func(w watch, handle []byte) []byte) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -80,35 +98,26 @@ func mendFile(path string, find func(watch) (place, error)) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	editWatch := func(msg []byte) ([]byte, error) {
+		device, _ := varint(msg, watchDevice)
+		return within(msg, watchHandle, func(handle []byte) ([]byte, error) {
+			return edit(parseHandle(device, handle), handle), nil
+		})
+	}
 	out := bytes.Clone(data[:imageHeader])
 	for _, e := range entries {
-		mended, err := within(e, fileEntryInotify, func(inotify []byte) ([]byte, error) {
-			return within(inotify, inotifyWatch, func(w []byte) ([]byte, error) { return mendWatch(w, find) })
+		edited, err := within(e, fileEntryInotify, func(inotify []byte) ([]byte, error) {
+			return within(inotify, inotifyWatch, editWatch)
 		})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		out = appendEntry(out, mended)
+		out = appendEntry(out, edited)
 	}
 	if bytes.Equal(out, data) {
 		return nil, nil
 	}
 	return out, nil
-}
-
-func mendWatch(msg []byte, find func(watch) (place, error)) ([]byte, error) {
-	device, _ := varint(msg, watchDevice)
-	return within(msg, watchHandle, func(handle []byte) ([]byte, error) {
-		if string(bytesOf(handle, handlePath)) != "/" {
-			return handle, nil
-		}
-		at, err := find(parseHandle(device, handle))
-		if err != nil || at.path == "" {
-			return handle, err
-		}
-		value := append(protobuf.AppendVarint(nil, uint64(len(at.path))), at.path...)
-		return setVarint(rewrite(handle, handlePath, value), handleMount, at.mount), nil
-	})
 }
 
 func parseHandle(device uint64, msg []byte) watch {
