@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,11 @@ func restoreCommand() *cli.Command {
 		Flags: slices.Concat([]cli.Flag{bundleFlag()}, imageFlags(), []cli.Flag{
 			consoleSocketFlag(), consoleFlag(), escapeFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
 			&cli.StringSliceFlag{Name: "veth", KeepSpace: true, Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
+			&cli.StringFlag{Name: "clone-of", Usage: "make a new container from the checkpoint in `DIR`, beside its origin"},
+			&cli.StringFlag{Name: "hostname", Usage: "`NAME` of the clone (default: its id)"},
+			&cli.StringFlag{Name: "machine-id", Usage: "identity of the clone, new or `ID` of 32 hex digits"},
+			&cli.StringSliceFlag{Name: "net", KeepSpace: true, Usage: "connect the clone's interface, `SPEC` as for run; may be repeated"},
+			&cli.BoolFlag{Name: "share-memory", Usage: "let the kernel merge equal memory of the clone and others (KSM)"},
 			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
 			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
 			&cli.BoolFlag{Name: "lazy-pages", Usage: "let the container run before its memory is in place"},
@@ -38,6 +44,9 @@ func restore(c *cli.Context) error {
 		return err
 	}
 	if err := refuseFlags(c, "empty-ns", "auto-dedup", "lsm-profile", "lsm-mount-context"); err != nil {
+		return err
+	}
+	if err := checkCloneFlags(c); err != nil {
 		return err
 	}
 	l := newLaunch(c)
@@ -78,7 +87,7 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 	if err != nil {
 		return nil, nil, err
 	}
-	spec, err := libvz.LoadSpec(bundle)
+	spec, err := restoredSpec(c, bundle)
 	if err != nil {
 		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}
 	}
@@ -119,7 +128,47 @@ func (l *launch) restoreWithProgress(c *cli.Context, bundle, images string, o li
 		ctx, cancel = interruptible(c)
 	}
 	defer cancel()
+	if from := c.String("clone-of"); from != "" {
+		o.Spec = nil
+		return host.Clone(ctx, l.id, from, cloneOptions(c, bundle, o))
+	}
 	return host.Restore(ctx, l.id, bundle, images, o)
+}
+
+// checkCloneFlags refuses what says nothing without --clone-of, or with it.
+func checkCloneFlags(c *cli.Context) error {
+	clone := c.String("clone-of") != ""
+	for _, name := range []string{"hostname", "machine-id", "net", "share-memory"} {
+		if c.IsSet(name) && !clone {
+			return &usageError{msg: "restore: --" + name + " goes with --clone-of", hint: "name the checkpoint with --clone-of DIR"}
+		}
+	}
+	for _, name := range []string{"image-path", "tcp-established", "lazy-pages", "page-server"} {
+		if c.IsSet(name) && clone {
+			return &usageError{msg: "restore: --" + name + " and --clone-of exclude each other", hint: "leave one of them out"}
+		}
+	}
+	return nil
+}
+
+// restoredSpec is the configuration that a restore goes by: that of a clone is in
+// the checkpoint.
+func restoredSpec(c *cli.Context, bundle string) (*specs.Spec, error) {
+	if from := c.String("clone-of"); from != "" {
+		return libvz.CheckpointSpec(from)
+	}
+	return libvz.LoadSpec(bundle)
+}
+
+func cloneOptions(c *cli.Context, bundle string, o libvz.RestoreOptions) libvz.CloneOptions {
+	co := libvz.CloneOptions{
+		RestoreOptions: o, Hostname: c.String("hostname"), MachineID: c.String("machine-id"),
+		Net: c.StringSlice("net"), ShareMemory: c.Bool("share-memory"),
+	}
+	if c.IsSet("bundle") {
+		co.Bundle = bundle
+	}
+	return co
 }
 
 func restoreOptions(c *cli.Context) (o libvz.RestoreOptions, images, bundle string, err error) {

@@ -195,6 +195,9 @@ func (n *nascent) build(op string, fn func() error) error {
 	if err := n.holdIDs(op); err != nil {
 		return err
 	}
+	if err := n.refuseFrozenRoot(); err != nil {
+		return err
+	}
 	if mapped {
 		if err := n.makeUserns(op); err != nil {
 			return err
@@ -236,7 +239,7 @@ func (n *nascent) begin(op string) (err error) {
 	nets := n.spec.Annotations[annotationNet]
 	// The entry gets the cgroups once it is sure that they are ours: its undo
 	// ends what runs in them.
-	if err := n.entry.Begin(store.Operation{Name: op, Net: nets}); err != nil {
+	if err := n.journal(store.Operation{Name: op, Net: nets}); err != nil {
 		return err
 	}
 	if err := n.host.refuseAddresses(n.id, nets); err != nil {
@@ -255,6 +258,16 @@ func (n *nascent) begin(op string) (err error) {
 		return err
 	}
 	n.entry.Operation.Cgroups = maps.Clone(n.cgroups)
+	return n.entry.Save()
+}
+
+// journal begins the operation, or goes on with that of a clone, which has begun
+// with its bundle.
+func (n *nascent) journal(op store.Operation) error {
+	if n.entry.Operation == nil {
+		return n.entry.Begin(op)
+	}
+	n.entry.Operation.Net = op.Net
 	return n.entry.Save()
 }
 

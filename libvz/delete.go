@@ -23,7 +23,7 @@ import (
 const killTimeout = 20 * time.Second
 
 // Delete removes a stopped container: its cgroups and its state; the bundle
-// and the rootfs stay. With force a container in any status is killed first;
+// and the rootfs stay, but for those of a clone that Clone chose the place of. With force a container in any status is killed first;
 // without, one that is not stopped is an error that wraps ErrStatus. A
 // container that is created and not started may be deleted as it is.
 func (c *Container) Delete(ctx context.Context, force bool) error {
@@ -37,7 +37,13 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		if err != nil {
 			return err
 		}
-		if err := e.Begin(store.Operation{Name: "delete", Cgroups: st.CgroupPaths, Net: netsOf(c.lc)}); err != nil {
+		made, generation, err := c.ownBundle()
+		if err != nil {
+			return err
+		}
+		if err := e.Begin(store.Operation{
+			Name: "delete", Cgroups: st.CgroupPaths, Net: netsOf(c.lc), Made: made, MadeFor: generation,
+		}); err != nil {
 			return err
 		}
 		ctx, cancel := context.WithTimeout(ctx, killTimeout)

@@ -76,11 +76,7 @@ func (h *Host) planNetwork(id string, spec *specs.Spec, flags []string) error {
 		return withHint("leave the interfaces to whoever made the namespace, or have one of type network without a path in config.json",
 			"annotation %s: the container has no network namespace of its own", annotationNet)
 	}
-	machine, err := os.ReadFile("/etc/machine-id")
-	if err != nil {
-		machine = nil // the state directory and the id still differ
-	}
-	nets, err = vnet.Complete(nets, id, string(machine)+h.opts.Root+containerUUID(spec))
+	nets, err = vnet.Complete(nets, id, h.macSeed(spec))
 	if err != nil {
 		return withHint(netHint, "%w", err)
 	}
@@ -89,6 +85,15 @@ func (h *Host) planNetwork(id string, spec *specs.Spec, flags []string) error {
 	}
 	spec.Annotations[annotationNet] = vnet.FormatNets(nets)
 	return nil
+}
+
+// macSeed is what MACs are made from, beside the id.
+func (h *Host) macSeed(spec *specs.Spec) string {
+	machine, err := os.ReadFile("/etc/machine-id")
+	if err != nil {
+		machine = nil // the state directory and the id still differ
+	}
+	return string(machine) + h.opts.Root + containerUUID(spec)
 }
 
 // setUpNetwork makes the interfaces of a container whose init waits to be

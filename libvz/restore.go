@@ -66,15 +66,19 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 		h.watchInit(ctx, id, r.pid, stats)
 		h.registerMachine(id, r.pid, containerUUID(r.spec), r.config.Rootfs)
 	}
-	proc, err := os.FindProcess(r.pid)
-	if err != nil {
-		return nil, nil, fail("restore", id, err)
+	return r.container(), stats, nil
+}
+
+// container is the handle to what was restored.
+func (r *revival) container() *Container {
+	c := &Container{host: r.host, id: r.id, lc: r.lc}
+	if proc, err := os.FindProcess(r.pid); err == nil { // it never fails on Unix
+		c.init = &Process{proc: proc}
 	}
-	c := &Container{host: h, id: id, lc: r.lc, init: &Process{proc: proc}}
 	if r.lazy != nil {
 		c.arrival = &arrival{entry: r.entry, lazy: r.lazy}
 	}
-	return c, stats, nil
+	return c
 }
 
 // watchInit warns where a restored init is not well.
@@ -105,6 +109,7 @@ type revival struct {
 	aside    string          // where criu is while the subtree is made; "" = it need not
 	waited   time.Duration   // CRIU for our consent
 	lazy     *criu.LazyPages // fills the guest's memory; nil = it is whole
+	clone    *cloning        // nil = it is the one that was saved
 }
 
 // prepareRestore checks everything that can be checked before anything is
@@ -120,14 +125,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err != nil {
 		return nil, err
 	}
-	if images, err = filepath.Abs(images); err != nil {
-		return nil, err
-	}
-	m, err := readManifest(images)
-	if err != nil {
-		return nil, err
-	}
-	chain, err := m.chain(images)
+	images, m, chain, err := openCheckpoint(images)
 	if err != nil {
 		return nil, err
 	}
@@ -143,13 +141,6 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err := sameGuest(m.Spec, spec); err != nil {
 		return nil, err
 	}
-	path, version, err := h.findCriu(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if version < m.Criu {
-		h.warn(id, "the images were written by CRIU %s, this one is %s: it may not understand them", criu.FormatVersion(m.Criu), criu.FormatVersion(version))
-	}
 	links, err := placeLinks(m.Links, o.Veth)
 	if err != nil {
 		return nil, err
@@ -157,18 +148,48 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err := placeNetwork(spec, m.Spec, m.Links, links); err != nil {
 		return nil, err
 	}
-	r := &revival{
-		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
-		images:  images, chain: chain, manifest: m, options: o, links: links,
-	}
-	if err := r.openFeatures(); err != nil {
+	r, err := h.newRevival(ctx, id, bundle, spec, images, chain, m, links, o)
+	if err != nil {
 		return nil, err
 	}
 	if r.entry, err = h.claim(id); err != nil {
 		return nil, err
 	}
-	r.opts.Criu = path
 	return r, nil
+}
+
+// openCheckpoint returns the absolute path of a checkpoint, its manifest and
+// the directories that it consists of, all checked.
+func openCheckpoint(images string) (string, *manifest, []string, error) {
+	images, err := filepath.Abs(images)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	m, err := readManifest(images)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	chain, err := m.chain(images)
+	return images, m, chain, err
+}
+
+// newRevival looks for CRIU, and opens what the configuration asks for.
+func (h *Host) newRevival(ctx context.Context, id, bundle string, spec *specs.Spec, images string, chain []string, m *manifest,
+	links []vnet.Link, o RestoreOptions,
+) (*revival, error) {
+	path, version, err := h.findCriu(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if version < m.Criu {
+		h.warn(id, "the images were written by CRIU %s, this one is %s: it may not understand them", criu.FormatVersion(m.Criu), criu.FormatVersion(version))
+	}
+	r := &revival{
+		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
+		images:  images, chain: chain, manifest: m, options: o, links: links,
+	}
+	r.opts.Criu = path
+	return r, r.openFeatures()
 }
 
 // placeLinks decides where the host ends of the guest's links go.
@@ -243,6 +264,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		defer r.abortAfter(ctx)()
 		pid, measured, err := criu.Restore(ctx, r.opts)
 		if err != nil {
+			if errors.Is(err, criu.ErrNoMerge) {
+				return withHint("leave out --share-memory, or use Linux 6.7 or newer", "%w: %w", ErrUnsupported, err)
+			}
 			var ce *criu.Error
 			if errors.As(err, &ce) {
 				return withHint(ce.Remedy, "%w", err)
@@ -290,6 +314,9 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
 		Started: r.criuStarted, Stage: r.stage,
 	}
+	if r.clone != nil {
+		r.opts.TCPEstablished, r.opts.TCPClose, r.opts.ShareMemory = false, true, r.clone.share
+	}
 	r.opts.Stdio = [3]*os.File{o.Stdin, o.Stdout, o.Stderr}
 	r.opts.JoinCgroups = r.joinCgroups
 	for _, l := range r.links {
@@ -308,6 +335,11 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 	}
 	if err := r.makeNodes(); err != nil {
 		return err
+	}
+	if r.clone != nil {
+		if err := r.identifyRoot(); err != nil {
+			return err
+		}
 	}
 	if err := r.finishRoot(ctx); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // shareImages lets the guest's root read the images: tasks restore themselves,
@@ -26,6 +27,13 @@ func (r *revival) shareImages() error {
 	if len(r.spec.Linux.UIDMappings) == 0 {
 		return nil
 	}
+	var own map[string][]byte
+	if r.clone != nil {
+		var err error
+		if own, err = r.cloneImages(); err != nil {
+			return err
+		}
+	}
 	for _, dir := range r.chain {
 		if err := openToGroup(dir); err != nil {
 			return err
@@ -40,7 +48,7 @@ func (r *revival) shareImages() error {
 	// nowhere beyond the root of a detached mount.
 	base := commonDir(r.chain)
 	tree, err := idMapped(base, userns)
-	if errors.Is(err, ErrUnsupported) {
+	if errors.Is(err, ErrUnsupported) && r.clone == nil {
 		return r.giveImages()
 	}
 	if err != nil {
@@ -51,11 +59,41 @@ func (r *revival) shareImages() error {
 	if err != nil {
 		return err
 	}
+	if len(own) > 0 {
+		if err := r.coverImages(tree, filepath.Join(base, rel), own); err != nil {
+			return err
+		}
+		tree.Close()
+		r.opts.ImagesDir, err = os.Open(filepath.Join(base, rel))
+		return err
+	}
 	dir, err := os.Open(filepath.Join("/proc/self/fd", strconv.Itoa(int(tree.Fd())), rel))
 	if err != nil {
 		return fmt.Errorf("open image directory: %w", err)
 	}
 	r.opts.ImagesDir = dir
+	return nil
+}
+
+// coverImages mounts the view over the images themselves, in this mount
+// namespace, and over some of its files others: those in the directory stay as
+// they are.
+func (r *revival) coverImages(tree *os.File, images string, own map[string][]byte) error {
+	if err := attach(tree, tree.Name()); err != nil {
+		return err
+	}
+	for name, data := range own {
+		file := filepath.Join(r.bundle, "criu", name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			return fmt.Errorf("image of the clone: %w", err)
+		}
+		if err := unix.Mount(file, filepath.Join(images, name), "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", name, err)
+		}
+	}
 	return nil
 }
 

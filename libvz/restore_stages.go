@@ -152,6 +152,11 @@ func (r *revival) stage(s criu.Stage) error {
 		}
 	case "post-restore":
 		r.pid = s.Pid
+		if r.clone != nil {
+			if err := r.becomeClone(s.Pid); err != nil {
+				return err
+			}
+		}
 		if err := r.attachLinks(); err != nil {
 			return err
 		}

@@ -22,6 +22,10 @@ const (
 	// the uppermost first, that are shared and never written to. What the
 	// guest changes is in "upper" below root.path.
 	annotationOverlay = "org.vzrun.rootfs.overlay"
+	// annotationOverlayFlags lists what the overlay of a clone is mounted with,
+	// in the words of mount(8): what the root of its origin was. Without it,
+	// that is nodev.
+	annotationOverlayFlags = "org.vzrun.rootfs.overlay.flags"
 	// annotationImage names a file or a block device with a file system.
 	annotationImage = "org.vzrun.rootfs.image"
 )
@@ -31,6 +35,7 @@ type guestRoot struct {
 	place  string   // root.path, absolute: where it is mounted
 	lowers []string // of an overlay, absolute, the uppermost first
 	image  string   // of an image: file or block device, absolute
+	flags  uintptr  // that an overlay is mounted with
 	// uid and gid are the host's, of the guest's root.
 	uid, gid int
 }
@@ -58,6 +63,10 @@ func rootOf(bundle string, spec *specs.Spec) (guestRoot, error) {
 				return g, err
 			}
 			g.lowers = append(g.lowers, lower)
+		}
+		var err error
+		if g.flags, err = overlayFlags(spec.Annotations); err != nil {
+			return g, err
 		}
 		return g, g.checkLayers()
 	}

@@ -71,7 +71,7 @@ func (g *guestRoot) mountOverlay(ctx context.Context, userns *os.File) error {
 	own := descriptorPath(layers[0])
 	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,index=on,nfs_export=on,xino=auto",
 		joinLayers(layers[1:]), own, upperName, own, workName)
-	mount := func() error { return unix.Mount("overlay", g.place, "overlay", unix.MS_NODEV, data) }
+	mount := func() error { return unix.Mount("overlay", g.place, "overlay", g.flags, data) }
 	err := patiently(ctx, rootPatience, unix.EBUSY, func() error {
 		if userns == nil {
 			return mount()
@@ -82,6 +82,61 @@ func (g *guestRoot) mountOverlay(ctx context.Context, userns *os.File) error {
 		return g.explainOverlay(err)
 	}
 	return g.checkWritable()
+}
+
+// mountFlags are the flags of a mount that a user namespace may not take away
+// (mount_namespaces(7)), by their names in mount(8) and in statfs(2).
+func mountFlags() []struct {
+	name        string
+	mount, stat uintptr
+} {
+	return []struct {
+		name        string
+		mount, stat uintptr
+	}{
+		{"nosuid", unix.MS_NOSUID, unix.ST_NOSUID},
+		{"nodev", unix.MS_NODEV, unix.ST_NODEV},
+		{"noexec", unix.MS_NOEXEC, unix.ST_NOEXEC},
+		{"noatime", unix.MS_NOATIME, unix.ST_NOATIME},
+		{"nodiratime", unix.MS_NODIRATIME, unix.ST_NODIRATIME},
+		{"relatime", unix.MS_RELATIME, unix.ST_RELATIME},
+		{"strictatime", unix.MS_STRICTATIME, 0},
+	}
+}
+
+// overlayFlags reads annotationOverlayFlags.
+func overlayFlags(annotations map[string]string) (uintptr, error) {
+	text := annotations[annotationOverlayFlags]
+	if text == "" {
+		return unix.MS_NODEV, nil
+	}
+	var flags uintptr
+	for _, name := range strings.Split(text, ",") {
+		known := false
+		for _, f := range mountFlags() {
+			if f.name == name {
+				flags, known = flags|f.mount, true
+			}
+		}
+		if !known {
+			return 0, fmt.Errorf("annotation %s: %q is not known", annotationOverlayFlags, name)
+		}
+	}
+	return flags, nil
+}
+
+// flagsOfMount writes the flags that a statfs(2) tells for annotationOverlayFlags.
+func flagsOfMount(stat int64) string {
+	var names []string
+	for _, f := range mountFlags() {
+		if f.stat != 0 && uintptr(stat)&f.stat != 0 {
+			names = append(names, f.name)
+		}
+	}
+	if stat&(unix.ST_NOATIME|unix.ST_RELATIME) == 0 {
+		names = append(names, "strictatime")
+	}
+	return strings.Join(names, ",")
 }
 
 // asFsUser runs fn with other ids for file systems (setfsuid(2)) than the rest

@@ -1,8 +1,6 @@
 package libvz
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"maps"
 	"math"
@@ -130,16 +128,14 @@ func (h *Host) chooseMachineID(wish string, found foundSystem) (uuid string, rep
 		}
 		return strings.ToLower(wish), has != "" && has != strings.ToLower(wish), nil
 	}
-	random := make([]byte, 16)
-	if _, err := rand.Read(random); err != nil {
+	uuid, err = newMachineID()
+	if err != nil {
 		return "", false, err
 	}
-	// As RFC 9562 marks random ones; machine-id(5).
-	random[6], random[8] = random[6]&0x0f|0x40, random[8]&0x3f|0x80
 	if has != "" && found.init != guest.Systemd {
 		h.warn("", "the rootfs has a machine-id already, which its init keeps: if it is a copy, empty etc/machine-id in it")
 	}
-	return hex.EncodeToString(random), has != "", nil
+	return uuid, has != "", nil
 }
 
 // noGuest gives the remedy where a rootfs cannot be booted.

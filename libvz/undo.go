@@ -61,6 +61,9 @@ func (h *Host) undo(e *store.Entry) error {
 					return fmt.Errorf("remove cgroup: %w", err)
 				}
 			}
+			if op.Made != "" {
+				h.renewInterrupted(ctx, e.ID)
+			}
 			return e.End()
 		}
 		return h.erase(ctx, e)
@@ -168,6 +171,11 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 	}
 	if err := h.takeDownNetwork(ctx, e.ID, e.Operation.Net); err != nil {
 		return err
+	}
+	if made := e.Operation.Made; made != "" {
+		if err := removeMade(made, e.Operation.MadeFor); err != nil {
+			return fmt.Errorf("bundle of the clone: %w", err)
+		}
 	}
 	return store.RemoveTree(h.opts.Root, e.ID)
 }

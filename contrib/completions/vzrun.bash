@@ -11,7 +11,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
- --machine-id --dns --hosts --lxcfs --net --page-server --status-fd '
+ --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill list
@@ -25,7 +25,8 @@ _vzrun_flags() {
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
-	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server" ;;
+	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
+		--clone-of --hostname --machine-id --net --share-memory" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd" ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
 		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
@@ -81,7 +82,7 @@ _vzrun_value() {
 		mapfile -t COMPREPLY < <(compgen -P "${current%"${current##*,}"}" \
 			-W "all help $("${COMP_WORDS[0]}" list --output help 2>/dev/null | cut -d ' ' -f 1)" -- "${current##*,}")
 		;;
-	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template)
+	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template | --clone-of)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;

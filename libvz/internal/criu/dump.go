@@ -48,6 +48,8 @@ type Common struct {
 	ConfigFile    string // CRIU configuration file; "" = none
 	TCPEstablished, ExtUnixSockets, ShellJob,
 	FileLocks, LinkRemap bool
+	// TCPClose makes open TCP connections closed ones at the restore.
+	TCPClose bool
 	// Started is told criu's pid before it begins to work; nil = nobody.
 	// It may place the process (cgroups).
 	Started func(pid int) error
@@ -255,6 +257,7 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 		ManageCgroups:     new(true),
 		ManageCgroupsMode: mode.Enum(),
 		TcpEstablished:    new(c.TCPEstablished),
+		TcpClose:          new(c.TCPClose),
 		ExtUnixSk:         new(c.ExtUnixSockets),
 		ShellJob:          new(c.ShellJob),
 		FileLocks:         new(c.FileLocks),

@@ -35,6 +35,8 @@ type RestoreOptions struct {
 	Inherit   []Inherit
 	// Lazy leaves memory to the LazyPages that listens in Work.
 	Lazy bool
+	// ShareMemory lets the kernel merge equal pages of the tasks (KSM).
+	ShareMemory bool
 	// JoinCgroups is told criu's pid before it begins to work, puts it
 	// into the container's cgroups and returns their roots.
 	JoinCgroups func(pid int) ([]CgroupRoot, error)
@@ -82,7 +84,11 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 		files = append(files, in.File)
 		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: new(in.Key), Fd: new(int32(inheritBase + i))})
 	}
-	s, err := serve(o.Criu, o.Stdio, files...)
+	var s *server
+	err := mergeable(o.ShareMemory, func() (err error) {
+		s, err = serve(o.Criu, o.Stdio, files...)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}

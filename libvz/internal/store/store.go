@@ -67,6 +67,12 @@ type Operation struct {
 	// Net is the container's network in the words of its annotation; an undo
 	// takes down what of it is on the host.
 	Net string `json:"net,omitempty"`
+	// Made is the bundle that the operation makes, or removes: an undo removes
+	// it and all that is in it.
+	Made string `json:"made,omitempty"`
+	// MadeFor is what the bundle says of its owner; of another's nothing is
+	// removed.
+	MadeFor string `json:"made_for,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 }
