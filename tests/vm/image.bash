@@ -205,13 +205,22 @@ require_accelerator() {
 	[[ $(<"$built/said") == *'init: the kernel runs'* ]] || accelerator=tcg,thread=multi
 }
 
-# probe_kvm NEW keeps what the image's first process says.
+# probe_kvm NEW keeps what the image's first process says. QEMU stops at what KVM
+# cannot do, and stays.
 probe_kvm() {
-	timeout --kill-after=5 20 "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot -machine "$machine_type" \
+	local new=$1 pid deadline=$((SECONDS + 20))
+	touch "$new/said"
+	setpriv --pdeathsig KILL "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot -machine "$machine_type" \
 		-accel kvm -cpu "$processor" -m 512 -kernel "$image/vmlinuz" -initrd "$image/initrd" \
-		-append 'console=ttyS0 panic=-1 vzprobe' -serial "file:$1/said" </dev/null >"$1/qemu.log" 2>&1 || true
-	touch "$1/said"
-	grep -q 'init: the kernel runs' "$1/said" || say "KVM is there, but does not run a kernel: emulated"
+		-append 'console=ttyS0 panic=-1 vzprobe' -serial "file:$new/said" </dev/null >"$new/qemu.log" 2>&1 &
+	pid=$!
+	until grep -q 'init: the kernel runs' "$new/said" || grep -q 'KVM internal error' "$new/qemu.log" ||
+		! kill -0 "$pid" 2>/dev/null || ((SECONDS >= deadline)); do
+		sleep 0.1
+	done
+	kill "$pid" 2>/dev/null || true
+	wait "$pid" || true
+	grep -q 'init: the kernel runs' "$new/said" || say "KVM is there, but does not run a kernel: emulated"
 }
 
 # require_state sets $state, the directory of a disk with a booted state.
