@@ -1,0 +1,221 @@
+// Package wire carries a migration between two hosts: one connection, on which
+// a dialogue of control messages and any number of streams of bytes go side by
+// side. It knows in which order messages may come and what the loss of the
+// connection means at each moment; it knows no container, and what is in the
+// streams is its callers' affair.
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/xtaci/smux"
+)
+
+// Version is that of the protocol. Both sides must have the same.
+const Version = 1
+
+var (
+	// ErrForeign says that the other side does not speak this protocol, or
+	// another version of it.
+	ErrForeign = errors.New("the other side does not speak vzrun's migration protocol")
+	// ErrProtocol says that the other side broke the protocol's rules.
+	ErrProtocol = errors.New("the other side broke the migration protocol")
+	// ErrLost says that the connection is gone.
+	ErrLost = errors.New("connection to the other side lost")
+)
+
+// The first bytes on a connection, in both directions. They tell at once a
+// greeting of some shell, or another protocol, from a vzrun.
+var greeting = []byte(fmt.Sprintf("vzrun-migration/%d\n", Version))
+
+const (
+	// greetingPatience is how long the other side may take to start, which
+	// includes the login of ssh.
+	greetingPatience = 60 * time.Second
+	// A connection on which nothing arrives for linkPatience is lost; each
+	// side sends something every linkPulse.
+	linkPulse    = time.Second
+	linkPatience = 10 * time.Second
+
+	streamWindow = 4 << 20
+	allWindows   = 16 << 20
+	frameSize    = 60 << 10
+)
+
+// Role says which side of a migration one is.
+type Role int
+
+// The two roles.
+const (
+	Source Role = iota
+	Destination
+)
+
+// Session is one connection. Its methods may be called from any goroutine.
+type Session struct {
+	mux  *smux.Session
+	conn io.ReadWriteCloser
+	role Role
+}
+
+// New greets the other side and returns the session. It closes conn where it
+// returns an error, and waits for the other side for a minute.
+func New(conn io.ReadWriteCloser, role Role) (*Session, error) {
+	if err := greet(conn); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	l := &link{ReadWriteCloser: conn, failed: make(chan struct{})}
+	config := smux.DefaultConfig()
+	config.Version = 2 // with a window for each stream: one that nobody reads holds up no other
+	config.KeepAliveInterval, config.KeepAliveTimeout = linkPulse, linkPatience
+	config.MaxFrameSize, config.MaxStreamBuffer, config.MaxReceiveBuffer = frameSize, streamWindow, allWindows
+	open := smux.Client
+	if role == Destination {
+		open = smux.Server
+	}
+	mux, err := open(l, config)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("multiplex connection: %w", err)
+	}
+	go func() {
+		<-l.failed
+		mux.Close() // it does so itself only when it has something to send
+	}()
+	return &Session{mux: mux, conn: l, role: role}, nil
+}
+
+// link notices the end of the connection under a session.
+type link struct {
+	io.ReadWriteCloser
+	failed chan struct{}
+	once   sync.Once
+}
+
+func (l *link) note(n int, err error) (int, error) {
+	if err != nil {
+		l.once.Do(func() { close(l.failed) })
+	}
+	return n, err
+}
+
+func (l *link) Read(b []byte) (int, error)  { return l.note(l.ReadWriteCloser.Read(b)) }
+func (l *link) Write(b []byte) (int, error) { return l.note(l.ReadWriteCloser.Write(b)) }
+
+func (l *link) Close() error {
+	err := l.ReadWriteCloser.Close()
+	l.once.Do(func() { close(l.failed) })
+	return err
+}
+
+// greet exchanges greetings. A connection knows no deadlines (it may be two
+// pipes), so one that stays silent is closed.
+func greet(conn io.ReadWriteCloser) error {
+	var once sync.Once
+	silent := false
+	timer := time.AfterFunc(greetingPatience, func() { once.Do(func() { silent = true; conn.Close() }) })
+	defer timer.Stop()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := conn.Write(greeting)
+		sent <- err
+	}()
+	got := make([]byte, len(greeting))
+	n, err := io.ReadFull(conn, got)
+	once.Do(func() {})
+	switch {
+	case silent:
+		return fmt.Errorf("%w: it said nothing for %v", ErrForeign, greetingPatience)
+	case string(got[:n]) != string(greeting[:n]):
+		return fmt.Errorf("%w: it began with %q", ErrForeign, got[:n])
+	case err != nil:
+		return fmt.Errorf("%w before it began: %w", ErrLost, err)
+	}
+	if err := <-sent; err != nil {
+		return fmt.Errorf("%w before it began: %w", ErrLost, err)
+	}
+	return nil
+}
+
+// Lost is closed when the connection is.
+func (s *Session) Lost() <-chan struct{} { return s.mux.CloseChan() }
+
+// Close ends the connection and all of its streams.
+func (s *Session) Close() error {
+	err := s.mux.Close()
+	s.conn.Close() // a pipe that is closed already says so
+	return err
+}
+
+// Stream is one stream of bytes in each direction. A Read that ends with io.EOF
+// may also be that of a lost connection: who needs to know asks the other side
+// what has arrived.
+type Stream struct {
+	*smux.Stream
+	// Kind is what the opener said that it is for, Args what goes with it.
+	Kind string
+	Args []string
+}
+
+// header is what a stream begins with.
+type header struct {
+	Kind string   `json:"kind"`
+	Args []string `json:"args,omitempty"`
+}
+
+// headerPatience is how long a stream that is open may take to say its kind.
+const headerPatience = 10 * time.Second
+
+// Open opens a stream of some kind to the other side.
+func (s *Session) Open(kind string, args ...string) (*Stream, error) {
+	raw, err := s.mux.OpenStream()
+	if err != nil {
+		return nil, lost(err)
+	}
+	if err := writeFrame(raw, header{kind, args}); err != nil {
+		raw.Close()
+		return nil, lost(err)
+	}
+	return &Stream{raw, kind, args}, nil
+}
+
+// Accept waits for the next stream that the other side opens.
+func (s *Session) Accept() (*Stream, error) {
+	raw, err := s.mux.AcceptStream()
+	if err != nil {
+		return nil, lost(err)
+	}
+	var h header
+	err = raw.SetReadDeadline(time.Now().Add(headerPatience))
+	if err == nil {
+		err = readFrame(raw, &h)
+	}
+	if err == nil {
+		err = raw.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return &Stream{raw, h.Kind, h.Args}, nil
+}
+
+// Report sends the result of what a stream carried, a JSON value; Result reads
+// it on the other side.
+func (s *Stream) Report(v any) error { return lost(writeFrame(s, v)) }
+
+// Result reads what Report sent.
+func (s *Stream) Result(v any) error { return readFrame(s, v) }
+
+// lost makes errors of a connection that is gone recognisable.
+func lost(err error) error {
+	if err == nil || errors.Is(err, ErrLost) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrLost, err)
+}
