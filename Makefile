@@ -94,8 +94,11 @@ install: ## Install what was built (DESTDIR, PREFIX)
 	install -D -m 0755 -t '$(DESTDIR)$(LIBEXECDIR)' contrib/bootstrap contrib/debian-mirror
 	$(call install_files,docs/man/*.8,$(DATADIR)/man/man8)
 	install -d '$(DESTDIR)$(UNITDIR)'
-	sed 's|@BINDIR@|$(BINDIR)|' contrib/systemd/vzrun@.service >'$(DESTDIR)$(UNITDIR)/vzrun@.service'
-	chmod 0644 '$(DESTDIR)$(UNITDIR)/vzrun@.service'
+	for unit in vzrun@.service vzrun-receive@.service; do \
+		sed 's|@BINDIR@|$(BINDIR)|' "contrib/systemd/$$unit" >'$(DESTDIR)$(UNITDIR)'/"$$unit"; \
+		chmod 0644 '$(DESTDIR)$(UNITDIR)'/"$$unit"; \
+	done
+	install -m 0644 -t '$(DESTDIR)$(UNITDIR)' contrib/systemd/vzrun-receive.socket
 	$(call install_file,contrib/completions/vzrun.bash,$(DATADIR)/bash-completion/completions/vzrun)
 	$(call install_file,contrib/completions/_vzrun,$(DATADIR)/zsh/site-functions/_vzrun)
 	$(call install_file,contrib/completions/vzrun.fish,$(DATADIR)/fish/vendor_completions.d/vzrun.fish)

@@ -116,7 +116,7 @@ func verbs() []*cli.Command {
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
 		resumeCommand(), specCommand(), featuresCommand(), checkpointCommand(),
 		restoreCommand(), updateCommand(), eventsCommand(), topCommand(), readyCommand(), stopCommand(), enterCommand(),
-		consoleCommand(), logsCommand(), holdConsoleCommand(),
+		consoleCommand(), logsCommand(), holdConsoleCommand(), lazyMigrateCommand(), receiveCommand(), relayRsyncCommand(),
 	}
 }
 

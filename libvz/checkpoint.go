@@ -133,6 +133,13 @@ type dumpPlan struct {
 	system   bool         // a whole operating system
 	listener net.Listener // for who wants the memory of a lazy one; may be nil
 	sent     int64        // bytes of memory
+	// handOver, where not nil, is called in place of the commit, and undo in
+	// place of undoCheckpoint where handOver did not leave the outcome open:
+	// the images go to another host, and need not outlive this one.
+	handOver func(criu.Stage) error
+	undo     func(*store.Entry) error
+	// stopping is when CRIU began to stop the tasks.
+	stopping time.Time
 }
 
 func (d *dumpPlan) close() {
@@ -153,6 +160,14 @@ func (d *dumpPlan) saveCgroups() error {
 		d.manifest.Cgroups = &tree
 	}
 	return nil
+}
+
+// seal makes the images whole and, where they are to outlive this host, durable.
+func (d *dumpPlan) seal() error {
+	if d.handOver != nil {
+		return d.manifest.complete(d.opts.Images)
+	}
+	return d.manifest.seal(d.opts.Images)
 }
 
 // prepareDump looks at the container, refuses what cannot be saved and gathers
@@ -280,6 +295,9 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		asked := time.Now()
 		defer func() { waited += time.Since(asked) }()
 		switch s.Name {
+		case "pre-dump":
+			d.stopping = asked
+			return nil
 		case "network-lock":
 			return thawGuest(e)
 		case "network-unlock":
@@ -297,10 +315,13 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		if err := c.saveArmed(d); err != nil {
 			return err
 		}
-		if err := d.manifest.seal(d.opts.Images); err != nil {
+		if err := d.seal(); err != nil {
 			return err
 		}
 		sealed = true
+		if d.handOver != nil && d.opts.Lazy == nil {
+			return d.handOver(s)
+		}
 		if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
 			return nil // a lazy one commits when its memory has gone
 		}
@@ -315,6 +336,12 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		return err
 	})
 	took := time.Since(begun) - waited
+	if err != nil && d.undo != nil {
+		if errors.Is(err, ErrUnconfirmed) {
+			return nil, err
+		}
+		return nil, errors.Join(c.explainDump(err), d.undo(e))
+	}
 	if err != nil {
 		return nil, errors.Join(c.explainShared(e, c.explainDump(err)), c.host.undoCheckpoint(e))
 	}

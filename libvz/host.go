@@ -135,7 +135,7 @@ func (h *Host) load(id string) (*Container, error) {
 // died before it had begun.
 func (h *Host) heal(id string) error {
 	r, err := h.store.Read(id)
-	begun := err == nil && r.Operation != nil
+	begun := err == nil && r.Operation != nil && !isUnconfirmed(r.Operation)
 	stray := errors.Is(err, fs.ErrNotExist) && h.store.HasLock(id)
 	if !begun && !stray {
 		return nil
@@ -202,6 +202,10 @@ func (h *Host) lock(id string) (*store.Entry, error) {
 	}
 	if e.Operation == nil {
 		return e, nil
+	}
+	if isUnconfirmed(e.Operation) {
+		defer e.Close()
+		return nil, h.undoMigration(e)
 	}
 	name := e.Operation.Name
 	err = h.undo(e)

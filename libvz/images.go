@@ -89,17 +89,12 @@ func newImageDir(dir string) error {
 // seal makes the images in dir fit to be restored and durable, and writes the manifest. After it
 // returns nil, the checkpoint survives a loss of power.
 func (m *manifest) seal(dir string) error {
-	if err := criu.ReviveRoutes(dir); err != nil {
-		return err
-	}
-	if err := m.inventory(dir); err != nil {
+	if err := m.complete(dir); err != nil {
 		return err
 	}
 	if err := syncFiles(dir, m.Files); err != nil {
 		return err
 	}
-	m.Format, m.Arch, m.Created = manifestFormat, runtime.GOARCH, time.Now().UTC()
-	m.Kernel = kernelRelease()
 	data, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -107,6 +102,20 @@ func (m *manifest) seal(dir string) error {
 	if err := store.WriteFile(filepath.Join(dir, manifestName), data, 0o600); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
+	return nil
+}
+
+// complete makes the images in dir fit to be restored, and the manifest say what
+// they are.
+func (m *manifest) complete(dir string) error {
+	if err := criu.ReviveRoutes(dir); err != nil {
+		return err
+	}
+	if err := m.inventory(dir); err != nil {
+		return err
+	}
+	m.Format, m.Arch, m.Created = manifestFormat, runtime.GOARCH, time.Now().UTC()
+	m.Kernel = kernelRelease()
 	return nil
 }
 

@@ -66,6 +66,9 @@ func (r *revival) resumeNetwork(pid int) error {
 	if err != nil {
 		return err
 	}
+	if r.consent != nil {
+		return nil // it may have to stay where it was, see reception.consent
+	}
 	// Neighbours learn it sooner or later in any case.
 	if err := inNetworkOf(pid, func() error { return vnet.Announce(nets) }); err != nil {
 		r.host.warn(r.id, "%v", err)

@@ -110,6 +110,9 @@ type revival struct {
 	waited   time.Duration   // CRIU for our consent
 	lazy     *criu.LazyPages // fills the guest's memory; nil = it is whole
 	clone    *cloning        // nil = it is the one that was saved
+	// consent, where not nil, is asked when the guest is whole, with the pid
+	// of its init: an error ends it before it runs.
+	consent func(pid int) error
 }
 
 // prepareRestore checks everything that can be checked before anything is
@@ -121,6 +124,18 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
+	r, err := h.planRestore(ctx, id, bundle, images, o)
+	if err != nil {
+		return nil, err
+	}
+	if r.entry, err = h.claim(id); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// planRestore is what of prepareRestore needs no lock.
+func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o RestoreOptions) (*revival, error) {
 	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
@@ -148,14 +163,7 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	if err := placeNetwork(spec, m.Spec, m.Links, links); err != nil {
 		return nil, err
 	}
-	r, err := h.newRevival(ctx, id, bundle, spec, images, chain, m, links, o)
-	if err != nil {
-		return nil, err
-	}
-	if r.entry, err = h.claim(id); err != nil {
-		return nil, err
-	}
-	return r, nil
+	return h.newRevival(ctx, id, bundle, spec, images, chain, m, links, o)
 }
 
 // openCheckpoint returns the absolute path of a checkpoint, its manifest and

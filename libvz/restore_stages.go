@@ -166,6 +166,11 @@ func (r *revival) stage(s criu.Stage) error {
 		if err := r.writeState(s.Pid); err != nil {
 			return err
 		}
+		if r.consent != nil {
+			if err := r.consent(s.Pid); err != nil {
+				return err
+			}
+		}
 		if r.lazy != nil {
 			return r.memoryArrives()
 		}

@@ -49,6 +49,10 @@ func (h *Host) undo(e *store.Entry) error {
 		return err
 	}
 	switch op.Name {
+	case opMigrate:
+		return h.undoMigration(e)
+	case opReceive:
+		return h.undoReceive(ctx, e)
 	case "checkpoint":
 		if op.Step == stepCommitted && !h.initAlive(e.ID) {
 			return h.erase(ctx, e)
@@ -56,21 +60,26 @@ func (h *Host) undo(e *store.Entry) error {
 		return h.undoCheckpoint(e)
 	case "create", "restore":
 		if op.Step == stepCommitted && h.initAlive(e.ID) {
-			if aside := op.Cgroups[asideKey]; aside != "" {
-				if err := cgroup.Remove(ctx, aside); err != nil {
-					return fmt.Errorf("remove cgroup: %w", err)
-				}
-			}
 			if op.Made != "" {
 				h.renewInterrupted(ctx, e.ID)
 			}
-			return e.End()
+			return h.keepRestored(ctx, e)
 		}
 		return h.erase(ctx, e)
 	case "delete":
 		return h.erase(ctx, e)
 	}
 	return fmt.Errorf("unknown operation %q", op.Name)
+}
+
+// keepRestored finishes for a criu that had committed.
+func (h *Host) keepRestored(ctx context.Context, e *store.Entry) error {
+	if aside := e.Operation.Cgroups[asideKey]; aside != "" {
+		if err := cgroup.Remove(ctx, aside); err != nil {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
+	return e.End()
 }
 
 // undoCheckpoint thaws what an interrupted checkpoint froze. CRIU itself has

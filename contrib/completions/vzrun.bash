@@ -11,11 +11,13 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
- --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd '
+ --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd
+ --mode --new-id --decide --progress --stats --ssh --remote-command --tls-cert --tls-key
+ --tls-ca --listen --bundles --cgroup-parent --allow '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
-_vzrun_verbs='checkpoint console create delete enter events exec features help kill list
- logs pause ps ready restore resume run spec start state stop top update'
+_vzrun_verbs='checkpoint console create delete enter events exec features help kill lazy-migrate list
+ logs pause ps ready receive restore resume run spec start state stop top update'
 
 _vzrun_flags() {
 	local images='--image-path --work-path --tcp-established --ext-unix-sk
@@ -28,6 +30,9 @@ _vzrun_flags() {
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
 		--clone-of --hostname --machine-id --net --share-memory" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd" ;;
+	lazy-migrate) echo '--mode --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
+		--progress --stats --ssh --remote-command --tls-cert --tls-key --tls-ca' ;;
+	receive) echo '--listen --bundles --cgroup-parent --tls --allow --tls-cert --tls-key --tls-ca' ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
 		--process --detach --pid-file --process-label --apparmor --no-new-privs --cap
 		--preserve-fds --cgroup --ignore-paused' ;;
@@ -68,6 +73,9 @@ _vzrun_value() {
 		[[ $verb == ready ]] && plain=text
 		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
 		;;
+	--mode) mapfile -t COMPREPLY < <(compgen -W 'cold' -- "$current") ;;
+	--decide) mapfile -t COMPREPLY < <(compgen -W 'here there' -- "$current") ;;
+	--progress) mapfile -t COMPREPLY < <(compgen -W 'auto json' -- "$current") ;;
 	--lxcfs) mapfile -t COMPREPLY < <(compgen -W 'auto no' -- "$current") ;;
 	--machine-id) mapfile -t COMPREPLY < <(compgen -W 'new keep' -- "$current") ;;
 	--dns) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$current") ;;
@@ -82,11 +90,11 @@ _vzrun_value() {
 		mapfile -t COMPREPLY < <(compgen -P "${current%"${current##*,}"}" \
 			-W "all help $("${COMP_WORDS[0]}" list --output help 2>/dev/null | cut -d ' ' -f 1)" -- "${current##*,}")
 		;;
-	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template | --clone-of)
+	--root | --bundle | -b | --image-path | --work-path | --parent-path | --rootfs | --template | --clone-of | --bundles)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;
-	--log | --criu | --image | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r)
+	--log | --criu | --image | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r | --stats | --tls-cert | --tls-key | --tls-ca)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		;;
@@ -100,7 +108,7 @@ _vzrun() {
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
 		word=${COMP_WORDS[i]}
-		if [[ $_vzrun_valued == *" $word "* && "$verb $word" != 'delete -f' ]]; then
+		if [[ $_vzrun_valued == *" $word "* && "$verb $word" != 'delete -f' && "$verb $word" != 'events --stats' ]]; then
 			# What belongs to the flag has gone by; a flag at the end wants it now.
 			((++i))
 			((i == COMP_CWORD)) && {

@@ -23,10 +23,16 @@ type Stage struct {
 	// Pid is the restored init where CRIU says it (setup-namespaces and
 	// later), in the pid namespace of the caller; 0 elsewhere.
 	Pid int
+	// then is what Then was told.
+	then *func()
 	// File comes with orphan-pts-master: the master side of the restored
 	// terminal. It is closed after the call.
 	File *os.File
 }
+
+// Then has fn called once consent to this stage is on its way to CRIU, which goes
+// on from there whatever becomes of its caller.
+func (s Stage) Then(fn func()) { *s.then = fn }
 
 // server is one `criu swrk` process.
 type server struct {
@@ -108,9 +114,10 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 			return resp, refused
 		}
 		err = ctx.Err()
+		then := func() {}
 		if err == nil {
 			n := resp.GetNotify()
-			err = stage(Stage{Name: n.GetScript(), Pid: int(n.GetPid()), File: file})
+			err = stage(Stage{Name: n.GetScript(), Pid: int(n.GetPid()), File: file, then: &then})
 		}
 		if file != nil {
 			file.Close()
@@ -121,6 +128,9 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 		answer := &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: new(err == nil)}
 		if err := s.send(answer); err != nil {
 			return nil, errors.Join(refused, err)
+		}
+		if err == nil {
+			then()
 		}
 	}
 }

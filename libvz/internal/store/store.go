@@ -75,6 +75,21 @@ type Operation struct {
 	MadeFor string `json:"made_for,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
+	// Migration is set on both sides of one.
+	Migration *Migration `json:"migration,omitempty"`
+}
+
+// Migration is what an undo needs to know of a migration.
+type Migration struct {
+	Token string `json:"token"`
+	// Target is how the source dialled the destination.
+	Target string `json:"target,omitempty"`
+	// Bundle and Record are the destination's: the bundle that it received,
+	// which is not its own to remove if Shared, and the file in which it
+	// keeps the outcome.
+	Bundle string `json:"bundle,omitempty"`
+	Record string `json:"record,omitempty"`
+	Shared bool   `json:"shared,omitempty"`
 }
 
 // Record is what is stored of one container.

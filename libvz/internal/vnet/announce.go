@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,40 @@ func Announce(nets []Net) error {
 					return fmt.Errorf("announce %s: %w", a.Name, err)
 				}
 			}
+		}
+	}
+	return nil
+}
+
+// AnnounceOwn does that for all addresses of veth interfaces that are up, as they
+// are in the network namespace of the calling thread.
+func AnnounceOwn() error {
+	h, err := newHost()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := retry(h.LinkList)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() != "veth" || a.Flags&net.FlagUp == 0 || len(a.HardwareAddr) != 6 {
+			continue
+		}
+		addrs, err := retry(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
+		if err != nil {
+			return err
+		}
+		n := Net{MAC: a.HardwareAddr}
+		for _, addr := range addrs {
+			if ip, ok := netip.AddrFromSlice(addr.IP); ok {
+				n.IPs = append(n.IPs, netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen()))
+			}
+		}
+		if err := send(a.Index, announcements(n)); err != nil {
+			return fmt.Errorf("announce %s: %w", a.Name, err)
 		}
 	}
 	return nil

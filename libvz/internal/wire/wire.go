@@ -145,6 +145,18 @@ func greet(conn io.ReadWriteCloser) error {
 // Lost is closed when the connection is.
 func (s *Session) Lost() <-chan struct{} { return s.mux.CloseChan() }
 
+// lingerPatience bounds the wait for the other side to hang up.
+const lingerPatience = 5 * time.Second
+
+// Linger waits until the other side has hung up. Who says the last word calls it
+// before Close: what has arrived when a connection ends need not be read any more.
+func (s *Session) Linger() {
+	select {
+	case <-s.Lost():
+	case <-time.After(lingerPatience):
+	}
+}
+
 // Close ends the connection and all of its streams.
 func (s *Session) Close() error {
 	err := s.mux.Close()

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/vzrun/vzrun/libvz"
+)
+
+func lazyMigrateCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "lazy-migrate",
+		Usage:     "move a running container to another host",
+		ArgsUsage: "<container-id> <destination>",
+		Flags: slices.Concat([]cli.Flag{
+			&cli.StringFlag{Name: "mode", Value: "cold", Usage: "how memory moves: cold"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only ask the destination what is in the way"},
+			&cli.StringFlag{Name: "new-id", Usage: "`ID` of the container there"},
+			&cli.StringSliceFlag{Name: "net", Usage: "connect an interface there, `INNER=HOST[@BRIDGE]`; may be repeated"},
+			&cli.BoolFlag{Name: "shared-storage", Usage: "the bundle is there already, at the same path on shared storage"},
+			&cli.BoolFlag{Name: "keep-source", Usage: "leave the container's files here"},
+			&cli.BoolFlag{Name: "resolve", Usage: "find out what became of a migration whose outcome is not known"},
+			&cli.StringFlag{Name: "decide", Usage: "with --resolve, where the destination is gone for good: here or there"},
+			&cli.StringFlag{Name: "progress", Value: "auto", Usage: "auto (a line on a terminal) or json (lines on stdout)"},
+			&cli.StringFlag{Name: "stats", Usage: "write what it took to `FILE`, as JSON"},
+			&cli.StringFlag{Name: "ssh", Value: "ssh", Usage: "`COMMAND` with options in place of ssh"},
+			&cli.StringFlag{Name: "remote-command", Value: "vzrun receive", Usage: "`COMMAND` that ssh runs at the destination"},
+		}, tlsFlags()),
+		Action: lazyMigrate,
+	}
+}
+
+func tlsFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "tls-cert", Value: "/etc/vzrun/tls/cert.pem", Usage: "`FILE` with this host's certificate"},
+		&cli.StringFlag{Name: "tls-key", Value: "/etc/vzrun/tls/key.pem", Usage: "`FILE` with its key"},
+		&cli.StringFlag{Name: "tls-ca", Value: "/etc/vzrun/tls/ca.pem", Usage: "`FILE` with the authority of the other host's certificate"},
+	}
+}
+
+func credentials(c *cli.Context) libvz.Credentials {
+	return libvz.Credentials{Cert: c.String("tls-cert"), Key: c.String("tls-key"), CA: c.String("tls-ca")}
+}
+
+func lazyMigrate(c *cli.Context) error {
+	least := 2
+	if c.Bool("resolve") {
+		least = 1
+	}
+	if err := checkArgs(c, least, 2); err != nil {
+		return err
+	}
+	if err := checkMigrateFlags(c); err != nil {
+		return err
+	}
+	if c.Bool("resolve") {
+		return resolveMigration(c)
+	}
+	p := newMigrationProgress(c)
+	defer p.stop()
+	ct, err := loadContainerWith(c, p.onEvent)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := interruptible(c)
+	defer cancel()
+	conn, err := dial(ctx, c, c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	stats, err := ct.Migrate(ctx, conn, libvz.MigrateOptions{
+		Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
+		SharedStorage: c.Bool("shared-storage"), KeepSource: c.Bool("keep-source"), DryRun: c.Bool("dry-run"),
+	})
+	p.stop()
+	if err != nil {
+		return err
+	}
+	return reportMigration(c, stats)
+}
+
+func checkMigrateFlags(c *cli.Context) error {
+	usage := func(format string, args ...any) error {
+		return &usageError{msg: "lazy-migrate: " + fmt.Sprintf(format, args...), hint: "vzrun lazy-migrate --help lists the flags"}
+	}
+	if p := c.String("progress"); p != "auto" && p != "json" {
+		return usage("--progress %q is neither auto nor json", p)
+	}
+	if d := c.String("decide"); d != "" && (!c.Bool("resolve") || d != string(libvz.DecideHere) && d != string(libvz.DecideThere)) {
+		return usage("--decide goes with --resolve, and is here or there")
+	}
+	switch mode := c.String("mode"); mode {
+	case "cold":
+		return nil
+	case "lazy", "pre-copy", "hybrid":
+		return &libvz.Error{
+			Op: "migrate", ID: c.Args().First(), Err: fmt.Errorf("--mode %s: %w", mode, libvz.ErrUnsupported), Hint: "use --mode cold",
+		}
+	default:
+		return usage("unknown --mode %q", mode)
+	}
+}
+
+func dial(ctx context.Context, c *cli.Context, target string) (io.ReadWriteCloser, error) {
+	conn, err := libvz.Dial(ctx, target, libvz.DialOptions{
+		SSH: strings.Fields(c.String("ssh")), Remote: c.String("remote-command"), TLS: credentials(c),
+	})
+	if err != nil {
+		return nil, &libvz.Error{Op: "migrate", ID: c.Args().First(), Err: err}
+	}
+	return conn, nil
+}
+
+func resolveMigration(c *cli.Context) error {
+	host, err := openHost(c)
+	if err != nil {
+		return err
+	}
+	id, target := c.Args().First(), c.Args().Get(1)
+	was, err := host.Unconfirmed(id)
+	if err != nil {
+		return err
+	}
+	if target == "" {
+		target = was
+	}
+	decision := libvz.Decision(c.String("decide"))
+	var conn io.ReadWriteCloser
+	if decision == "" {
+		if conn, err = dial(c.Context, c, target); err != nil {
+			return err
+		}
+	}
+	res, err := host.Resolve(c.Context, id, conn, decision)
+	if err != nil {
+		return err
+	}
+	if c.String("progress") == "json" {
+		return printJSON(c, res, "")
+	}
+	if res.Moved {
+		fmt.Fprintf(c.App.Writer, "%s has moved: nothing of it is left here but its files\n", id)
+	} else {
+		fmt.Fprintf(c.App.Writer, "%s has not moved: it runs here again\n", id)
+	}
+	return nil
+}
+
+// reportMigration prints what was found out or done, and writes it down.
+func reportMigration(c *cli.Context, stats *libvz.MigrationStats) error {
+	if file := c.String("stats"); file != "" {
+		data, err := json.MarshalIndent(stats, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, append(data, '\n'), 0o644); err != nil {
+			return fmt.Errorf("statistics: %w", err)
+		}
+	}
+	if c.String("progress") == "json" {
+		return printJSON(c, map[string]any{"stats": stats}, "")
+	}
+	if !c.Bool("dry-run") {
+		fmt.Fprintf(c.App.Writer, "%s runs at %s as %s: frozen %.2f s, there after %.2f s, %.2f s in all\n",
+			stats.ID, c.Args().Get(1), stats.NewID, stats.Frozen, stats.Run, stats.Total)
+		return nil
+	}
+	return printChecks(c.App.Writer, stats.Check)
+}
+
+// printChecks prints a table; what is in the way makes the verb fail.
+func printChecks(out io.Writer, checks []libvz.Check) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CHECK\tHERE\tTHERE\tOK")
+	var bad *libvz.Check
+	for i, k := range checks {
+		ok := "yes"
+		if !k.OK {
+			ok = "NO"
+			if bad == nil {
+				bad = &checks[i]
+			}
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", printable(k.What), printable(k.Here), printable(k.There), ok)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if bad != nil {
+		return &libvz.Error{Op: "migrate", Err: fmt.Errorf("%w by the other side: %s", libvz.ErrRefused, bad.What), Hint: bad.Hint}
+	}
+	return nil
+}
+
+// printable keeps what the other host says from the terminal's control.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, text)
+}

@@ -1,0 +1,327 @@
+package libvz
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+	"github.com/vzrun/vzrun/libvz/internal/wire"
+)
+
+// MigrateOptions of Migrate.
+type MigrateOptions struct {
+	// Target is how the other side was dialled. It is kept where the outcome
+	// is not known, for Resolve.
+	Target string
+	// NewID is the container's id there; "" = the one here.
+	NewID string
+	// Veth renames host ends there, as in RestoreOptions.
+	Veth []string
+	// SharedStorage says that the bundle is there already, at the same path
+	// on the same storage: no file of it is sent, and none removed here.
+	SharedStorage bool
+	// KeepSource leaves the files of the bundle here.
+	KeepSource bool
+	// DryRun asks the other side, and changes nothing on either.
+	DryRun bool
+}
+
+// MigrationStats is what a migration took.
+type MigrationStats struct {
+	ID    string  `json:"id"`
+	NewID string  `json:"new_id"`
+	Mode  string  `json:"mode"`
+	Check []Check `json:"checks"` // what the other side looked at, before all else
+	// Frozen is how long the guest ran nowhere, Run the time from the call
+	// to the moment at which it ran there, Total the whole: in seconds. Zero
+	// after a dry run.
+	Frozen float64 `json:"frozen"`
+	Run    float64 `json:"run"`
+	Total  float64 `json:"total"`
+	// What Frozen consists of, in seconds. Images and rootfs go at the same
+	// time.
+	Dump     float64 `json:"dump"`
+	Transfer float64 `json:"transfer"`
+	Restore  float64 `json:"restore"`
+	// Images and Rootfs are bytes sent: the images' (memory for the most
+	// part), and the root file system's as rsync sends it.
+	Images int64  `json:"images_bytes"`
+	Rootfs int64  `json:"rootfs_bytes"`
+	Pages  uint64 `json:"pages"`
+	Tasks  int    `json:"tasks"`
+}
+
+// modeCold stops the guest, sends all of it and lets it go on there.
+const modeCold = "cold"
+
+// migration is the source's side of one.
+type migration struct {
+	c       *Container
+	o       MigrateOptions
+	token   string
+	entry   *store.Entry
+	session *wire.Session
+	control *wire.Control
+	plan    *dumpPlan
+	stats   *MigrationStats
+	begun   time.Time
+	said    atomic.Bool // the word to commit
+}
+
+// Migrate moves a running container to the host at the other end of conn, where
+// Receive answers, and closes conn. It goes on there where it stopped here, with
+// its addresses and its open TCP connections.
+//
+// On an error the container runs here as before, and nothing is left there; but
+// for one that wraps ErrUnconfirmed: then it may run there, stands still here,
+// and Resolve finds out. Errors wrap ErrRefused (the other side will not have
+// it), ErrStatus, ErrBusy, ErrUnsupported as they fit. A cancelled ctx counts up
+// to the moment at which the other side is told to let it run.
+func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o MigrateOptions) (*MigrationStats, error) {
+	m := &migration{c: c, o: o, begun: time.Now()}
+	session, err := wire.New(conn, wire.Source)
+	if err != nil {
+		return nil, fail("migrate", c.id, explainWire(err))
+	}
+	defer session.Close()
+	m.session = session
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-session.Lost():
+			cancel(wire.ErrLost)
+		case <-ctx.Done():
+		}
+	}()
+	err = c.change("migrate", func(e *store.Entry) error {
+		if err := c.need(libcontainer.Running); err != nil {
+			return err
+		}
+		m.entry = e
+		return explainWire(withCause(ctx, m.run(ctx)))
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.stats.Total = time.Since(m.begun).Seconds()
+	return m.stats, nil
+}
+
+// withCause says why a context was cancelled where an error only says that it was.
+func withCause(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) && !errors.Is(err, ErrUnconfirmed) && cause != nil && !errors.Is(err, cause) {
+		return fmt.Errorf("%w (%w)", cause, err)
+	}
+	return err
+}
+
+// run is the whole story.
+func (m *migration) run(ctx context.Context) error {
+	c := m.c
+	path, version, err := c.host.findCriu(ctx)
+	if err != nil {
+		return err
+	}
+	if m.token, err = newToken(); err != nil {
+		return err
+	}
+	m.plan, err = c.prepareDump(ctx, CheckpointOptions{TCPEstablished: true, FileLocks: true, LinkRemap: true})
+	if err != nil {
+		return err
+	}
+	m.plan.manifest.Criu, m.plan.opts.Criu = version, path
+	if m.control, err = m.session.Control(); err != nil {
+		return err
+	}
+	if err := m.agree(ctx); err != nil {
+		return err
+	}
+	if m.o.DryRun {
+		return m.control.Send(wire.Abort, wire.Aborted{Reason: "it was a dry run"})
+	}
+	images := filepath.Join(c.bundle(), migrationFolder)
+	if err := newImageDir(images); err != nil {
+		return m.giveUp(err)
+	}
+	m.plan.opts.Images, m.plan.opts.Work = images, images
+	if err := m.entry.Begin(store.Operation{
+		Name: opMigrate, Cgroups: m.plan.state.CgroupPaths, Images: images, Init: m.plan.opts.Pid, Net: netsOf(c.lc),
+		Migration: &store.Migration{Token: m.token, Target: m.o.Target},
+	}); err != nil {
+		return m.giveUp(err)
+	}
+	if err := m.move(ctx); err != nil {
+		return err
+	}
+	m.finish()
+	return nil
+}
+
+// thaw lets tasks die that CRIU kills. Nothing of them runs: CRIU has stopped
+// them.
+func (m *migration) thaw() {
+	if err := m.c.lc.Resume(); err != nil {
+		m.c.host.warn(m.c.id, "thaw: %v", err)
+	}
+}
+
+// migrationFolder is where in a bundle the images of its migration lie.
+const migrationFolder = "migration"
+
+// Names of operations in the journal.
+const (
+	opMigrate = "migrate"
+	opReceive = "receive"
+)
+
+func newToken() (string, error) {
+	b := make([]byte, 16)
+	if _, err := rand.Read(b); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(b), nil
+}
+
+// giveUp tells the other side that nothing comes, before the guest was frozen.
+func (m *migration) giveUp(err error) error {
+	// It learns it from the connection's end as well.
+	m.control.Send(wire.Abort, wire.Aborted{Reason: err.Error()}) //nolint:errcheck // see above
+	return err
+}
+
+// move sends the files, freezes the guest and hands it over. On an error it runs
+// here, or its fate is unknown.
+func (m *migration) move(ctx context.Context) error {
+	undo := func(err error) error {
+		return errors.Join(m.giveUp(err), m.c.host.undoMigration(m.entry))
+	}
+	if !m.o.SharedStorage {
+		m.c.host.event(Event{ID: m.c.id, Step: "sending files"})
+		if err := m.sendRootfs(ctx, false); err != nil {
+			return undo(err)
+		}
+	}
+	d := m.plan
+	var ours error // not CRIU's
+	d.handOver = func(s criu.Stage) error {
+		if ours = m.handOver(ctx); ours == nil {
+			// CRIU waits for the tasks to end, which frozen ones do not.
+			s.Then(m.thaw)
+		}
+		return ours
+	}
+	var undone error
+	d.undo = func(e *store.Entry) error {
+		undone = m.c.host.undoMigration(e)
+		return undone
+	}
+	ctx, stop := m.untilSaid(ctx)
+	defer stop()
+	stats, err := m.c.dump(ctx, m.entry, d)
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrUnconfirmed):
+		return ours
+	case ours != nil:
+		return m.giveUp(errors.Join(ours, undone))
+	case ctx.Err() != nil:
+		return m.giveUp(errors.Join(context.Cause(ctx), undone))
+	default:
+		return m.giveUp(err)
+	}
+	m.stats.Pages, m.stats.Tasks = stats.Pages, stats.Tasks
+	return nil
+}
+
+// untilSaid returns a context that ends with ctx as long as the word to commit has
+// not been said: then nothing may stop CRIU any more.
+func (m *migration) untilSaid(ctx context.Context) (context.Context, func()) {
+	until, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if !m.said.Load() {
+			cancel(context.Cause(ctx))
+		}
+	})
+	return until, func() { stop(); cancel(nil) }
+}
+
+// finish tells the other side that the copy here is gone. It runs there: what is
+// not well from here on is worth a warning.
+func (m *migration) finish() {
+	h, id := m.c.host, m.c.id
+	if err := m.control.Send(wire.Done, nil); err != nil {
+		h.warn(id, "the other side was not told that the copy here is gone: %v", err)
+	} else {
+		m.session.Linger()
+	}
+	if err := store.RemoveTree(m.c.bundle(), migrationFolder); err != nil {
+		h.warn(id, "%v", err)
+	}
+	if !m.o.KeepSource && !m.o.SharedStorage {
+		if err := removeMoved(m.c.bundle(), m.plan.state.Config.Rootfs); err != nil {
+			h.warn(id, "files of the container are left here: %v", err)
+		}
+	}
+}
+
+// removeMoved removes what of a bundle has been sent: its configuration and,
+// where it is in the bundle, its root file system.
+func removeMoved(bundle, rootfs string) error {
+	if err := os.Remove(filepath.Join(bundle, "config.json")); err != nil {
+		return err
+	}
+	if filepath.Dir(rootfs) != realPath(bundle) {
+		return fmt.Errorf("%s is outside of the bundle", rootfs)
+	}
+	return store.RemoveTree(bundle, filepath.Base(rootfs))
+}
+
+// announceHere tells the neighbours that a guest which was to move has stayed.
+func (h *Host) announceHere(id string, init int) {
+	if init == 0 {
+		return
+	}
+	if err := inNetworkOf(init, vnet.AnnounceOwn); err != nil {
+		h.warn(id, "%v", err)
+	}
+}
+
+// explainWire adds what helps to the errors of a connection.
+func explainWire(err error) error {
+	return explainLink(err, "the container runs as before; see the log of the other side")
+}
+
+// explainLink is explainWire with another hint where the connection is lost.
+func explainLink(err error, hint string) error {
+	var gone *wire.Aborted
+	switch {
+	case errors.As(err, &gone):
+		if gone.Hint != "" {
+			return withHint(gone.Hint, "%w", err)
+		}
+		return withHint("see the log of the other side", "%w", err)
+	case errors.Is(err, ErrUnconfirmed):
+		return err
+	case errors.Is(err, wire.ErrForeign):
+		return withHint("see that the other side has this version of vzrun, and that nothing else writes to the connection (the shell's start-up files, for ssh)", "%w", err)
+	case errors.Is(err, wire.ErrLost):
+		return withHint(hint, "%w", err)
+	case errors.Is(err, wire.ErrProtocol):
+		return withHint("use the same version of vzrun on both sides", "%w", err)
+	}
+	return err
+}

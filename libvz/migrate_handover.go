@@ -1,0 +1,114 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+	"github.com/vzrun/vzrun/libvz/internal/wire"
+)
+
+// stepCommitting: the other side may have been told to let the guest run. What
+// becomes of it is not ours to decide any more, see undoMigration.
+const stepCommitting = "committing"
+
+const (
+	// restorePatience bounds the other side's restore, during which the guest
+	// stands still.
+	restorePatience = 5 * time.Minute
+	// commitPatience bounds its answer to the word to let it run.
+	commitPatience = 30 * time.Second
+)
+
+// restored is what the other side says of its restore.
+type restored struct {
+	Seconds float64 `json:"seconds"`
+}
+
+// handOver is called by CRIU when the images are whole and the guest is still
+// stopped. It returns nil when the guest runs at the other side and must end
+// here. An error that wraps ErrUnconfirmed leaves it frozen; with any other it
+// goes on here.
+func (m *migration) handOver(ctx context.Context) error {
+	m.stats.Dump = time.Since(m.plan.stopping).Seconds()
+	at := time.Now()
+	if err := m.sendAll(ctx); err != nil {
+		return err
+	}
+	m.stats.Transfer = time.Since(at).Seconds()
+	at = time.Now()
+	m.c.host.event(Event{ID: m.c.id, Step: "restoring there"})
+	if err := m.control.Send(wire.Restore, nil); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, restorePatience)
+	defer cancel()
+	if _, err := m.control.Receive(waiting); err != nil {
+		return err
+	}
+	m.stats.Restore = time.Since(at).Seconds()
+	return m.commit()
+}
+
+// sendAll sends what the other side needs to restore: the images and, at the
+// same time, what has changed of the root file system.
+func (m *migration) sendAll(ctx context.Context) error {
+	m.c.host.event(Event{ID: m.c.id, Step: "sending memory", Total: m.plan.manifest.Bytes})
+	files := make(chan error, 1)
+	go func() {
+		if m.o.SharedStorage {
+			files <- nil
+			return
+		}
+		files <- m.sendRootfs(ctx, true)
+	}()
+	n, err := sendImages(ctx, m.session, m.plan.opts.Images, &m.plan.manifest)
+	m.stats.Images = n
+	return errors.Join(err, <-files)
+}
+
+// commit says the word, and waits for the answer. From the moment before it is
+// said the guest stays frozen here whatever ends, until it is known not to run
+// there: CRIU lets go of the tasks if this process dies, so they are frozen and
+// cut off by other means first.
+func (m *migration) commit() error {
+	if err := inNetworkOf(m.plan.opts.Pid, vnet.Silence); err != nil {
+		return fmt.Errorf("lock the network: %w", err)
+	}
+	if err := m.c.lc.Pause(); err != nil {
+		return fmt.Errorf("freeze: %w", err)
+	}
+	if err := m.entry.Step(stepCommitting); err != nil {
+		return err
+	}
+	m.said.Store(true)
+	m.c.host.event(Event{ID: m.c.id, Step: "committing"})
+	err := m.control.Send(wire.Commit, nil)
+	if err == nil {
+		// Nobody's wish to stop counts any more.
+		ctx, cancel := context.WithTimeout(context.Background(), commitPatience)
+		defer cancel()
+		_, err = m.control.Receive(ctx)
+	}
+	var off *wire.Aborted
+	switch {
+	case err == nil:
+		m.stats.Run = time.Since(m.begun).Seconds()
+		m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
+		return m.entry.Step(stepCommitted)
+	case errors.As(err, &off):
+		// It knows that nothing runs there.
+		return errors.Join(err, m.entry.Step(""))
+	}
+	return unconfirmed(m.c.id, m.o.Target, err)
+}
+
+func unconfirmed(id, target string, err error) error {
+	hint := fmt.Sprintf("vzrun lazy-migrate --resolve %s asks the other side", id)
+	if target != "" {
+		hint += " (" + target + ")"
+	}
+	return withHint(hint, "%w: it stands still here and may run there: %w", ErrUnconfirmed, err)
+}

@@ -1,0 +1,271 @@
+package libvz
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/wire"
+)
+
+// The files of a guest are sent by rsync: the one here takes RelayRsync, a mode
+// of our own program, for its remote shell, and so talks to the rsync that the
+// other side starts over a stream of the connection.
+
+// relayFD is the descriptor through which RelayRsync reaches the process that
+// started rsync.
+const relayFD = 3
+
+// RelayVerb is the hidden verb by which main calls RelayRsync.
+const RelayVerb = "relay-rsync"
+
+// rsyncOptions: as root, numeric owners, hard links, ACLs and extended
+// attributes, holes, on one file system; times are compared to the nanosecond,
+// since by whole seconds a file that is written twice in one would be taken for
+// unchanged (rsync(1), --modify-window).
+func rsyncOptions() []string {
+	return []string{"-aHAXSx", "--numeric-ids", "--delete", "--modify-window=-1"}
+}
+
+// allowedRsync is what the other side may ask our rsync for: the options above
+// in the form in which rsync hands them on. What it may not: s, with which
+// options come by another way.
+const allowedRsync = `^-[ADHIRSXaglnoprtvxz]+e[0-9.]*[A-Za-z]*$|^-@-1$|^--(numeric-ids|delete|delete-during|modify-window=-1|ignore-times)$`
+
+// sendRootfs makes the root file system over there like ours. While the guest
+// runs, files may vanish on the way; last is the pass in which nothing moves,
+// and then shared mappings are looked at, too.
+func (m *migration) sendRootfs(ctx context.Context, last bool) error {
+	root := m.plan.state.Config.Rootfs
+	args := append(rsyncOptions(), "./", "vzrun:./")
+	err := m.rsync(ctx, root, args, nil)
+	var exit *exec.ExitError
+	if !last && errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
+		err = nil
+	}
+	if err != nil || !last {
+		return err
+	}
+	mapped, err := m.c.sharedMappings(root, m.plan.opts.Pid)
+	if err != nil || len(mapped) == 0 {
+		return err
+	}
+	// A page that is mapped for writing is written without a sign in the
+	// file's times: their contents are compared.
+	args = []string{"-aHAXSx", "--numeric-ids", "--modify-window=-1", "--ignore-times", "--from0", "--files-from=-", "./", "vzrun:./"}
+	return m.rsync(ctx, root, args, []byte(strings.Join(mapped, "\x00")))
+}
+
+// rsyncVanished is the exit code for files that vanished before they were sent.
+const rsyncVanished = 24
+
+// rsync runs one in root, where no symbolic link leads anywhere: what is there
+// belongs to a guest, which may run.
+func (m *migration) rsync(ctx context.Context, root string, args []string, input []byte) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	shell := fmt.Sprintf("/proc/%d/exe %s", os.Getpid(), RelayVerb)
+	cmd := exec.CommandContext(ctx, "rsync", append([]string{"-e", shell}, args...)...)
+	cmd.Stdin = bytes.NewReader(input)
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	cmd.ExtraFiles = []*os.File{theirs}
+	relayed := make(chan error, 1)
+	err = inLinklessView(root, true, func() error {
+		err := cmd.Start()
+		theirs.Close()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("start rsync: %w", err)
+	}
+	go func() { relayed <- m.relay(ours) }()
+	err = cmd.Wait()
+	ours.Close()
+	if lost := <-relayed; err != nil && lost != nil {
+		return fmt.Errorf("send files: %w", lost)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("send files: rsync: %w: %s", err, lastLine(complaints.String()))
+	}
+	return nil
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	if len(lines) > 2 {
+		lines = lines[:2] // the first say why, the last only that
+	}
+	return strings.Join(lines, "; ")
+}
+
+func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	mine := os.NewFile(uintptr(fds[0]), "rsync")
+	theirs = os.NewFile(uintptr(fds[1]), "rsync-peer")
+	defer mine.Close()
+	conn, err := net.FileConn(mine)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+// relay connects an rsync of ours to one of the other side: first comes a line
+// with the arguments for it.
+func (m *migration) relay(ours *net.UnixConn) error {
+	in := bufio.NewReader(ours)
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return nil // rsync has failed before, and says why
+	}
+	var args []string
+	if err := json.Unmarshal(line, &args); err != nil {
+		return err
+	}
+	stream, err := m.session.Open(streamRootfs, args...)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	back := make(chan struct{})
+	go func() {
+		io.Copy(ours, stream) //nolint:errcheck // rsync notices what is missing
+		ours.CloseWrite()     //nolint:errcheck // see above
+		close(back)
+	}()
+	n, err := io.Copy(stream, in)
+	atomic.AddInt64(&m.stats.Rootfs, n)
+	if err == nil {
+		err = ignoreClosed(stream.CloseWrite())
+	}
+	if err != nil {
+		stream.Close()
+	}
+	<-back
+	return err
+}
+
+// RelayRsync is what rsync starts as its remote shell, with the host's name and
+// the command for it as args.
+func RelayRsync(args []string) error {
+	file := os.NewFile(relayFD, "relay")
+	conn, err := net.FileConn(file)
+	if err != nil {
+		return withHint("rsync is to start it, not you", "no connection to relay to: %w", err)
+	}
+	file.Close()
+	up := conn.(*net.UnixConn)
+	defer up.Close()
+	line, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	if _, err := up.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	go func() {
+		io.Copy(up, os.Stdin) //nolint:errcheck // the other side notices
+		up.CloseWrite()       //nolint:errcheck // see above
+	}()
+	_, err = io.Copy(os.Stdout, up)
+	return err
+}
+
+// receiveRootfs runs the rsync that the other side asks for, with its work
+// confined to root: a mount of its own, in which no symbolic link is followed.
+func receiveRootfs(ctx context.Context, stream *wire.Stream, root string) error {
+	defer stream.Close()
+	args, err := serverArgs(stream.Args)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "rsync", args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	cmd.Stdout = stream
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	if err := inLinklessView(root, false, cmd.Start); err != nil {
+		return fmt.Errorf("start rsync: %w", err)
+	}
+	go func() {
+		io.Copy(in, stream) //nolint:errcheck // rsync notices what is missing
+		in.Close()
+	}()
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("receive files: rsync: %w: %s", err, lastLine(complaints.String()))
+	}
+	return stream.CloseWrite()
+}
+
+// serverArgs checks what the other side's rsync would have a remote shell run:
+// HOST rsync --server OPTION... . PLACE. The place is always the working
+// directory.
+func serverArgs(args []string) ([]string, error) {
+	const least = 5
+	if len(args) < least || args[1] != "rsync" || args[2] != "--server" || args[len(args)-2] != "." {
+		return nil, fmt.Errorf("%w: no command of rsync: %.200q", wire.ErrProtocol, args)
+	}
+	allowed := regexp.MustCompile(allowedRsync)
+	out := []string{"--server"}
+	for _, a := range args[3 : len(args)-2] {
+		if !allowed.MatchString(a) {
+			return nil, fmt.Errorf("%w: option of rsync: %.200q", wire.ErrProtocol, a)
+		}
+		out = append(out, a)
+	}
+	return append(out, ".", "./"), nil
+}
+
+// inLinklessView calls fn on a thread that sees a mount of dir's file system, with
+// dir as its root, in dir's place and as its working directory: no symbolic link
+// in it is followed (mount_setattr(2), MOUNT_ATTR_NOSYMFOLLOW), no mount below it
+// seen, and nothing written if readOnly. What fn starts sees the same.
+func inLinklessView(dir string, readOnly bool, fn func() error) error {
+	return inPrivateMounts(func() error {
+		tree, err := cloneTree(dir, 0)
+		if err != nil {
+			return err
+		}
+		defer tree.Close()
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NODEV}
+		if readOnly {
+			attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+		}
+		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+			return fmt.Errorf("restrict mount of %s: %w", dir, err)
+		}
+		if err := attach(tree, dir); err != nil {
+			return err
+		}
+		if err := unix.Chdir(dir); err != nil {
+			return fmt.Errorf("enter %s: %w", dir, err)
+		}
+		return fn()
+	})
+}

@@ -1,0 +1,77 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// isUnconfirmed tells whether an operation is a migration whose outcome only the
+// other side knows. Nobody but Resolve may touch its container.
+func isUnconfirmed(op *store.Operation) bool {
+	return op != nil && op.Name == opMigrate && op.Step == stepCommitting
+}
+
+// undoMigration lets a guest go on here that has not moved, with its network,
+// or removes what is left of one that has.
+func (h *Host) undoMigration(e *store.Entry) error {
+	op := e.Operation
+	switch {
+	case op == nil:
+		return nil
+	case isUnconfirmed(op):
+		return unconfirmed(e.ID, op.Migration.Target, errors.New("its answer never arrived"))
+	case op.Step == stepCommitted:
+		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		defer cancel()
+		return h.erase(ctx, e)
+	}
+	init := op.Init
+	if init != 0 && h.initAlive(e.ID) {
+		if err := inNetworkOf(init, vnet.Unsilence); err != nil {
+			return fmt.Errorf("unlock the network: %w", err)
+		}
+	}
+	if err := h.undoCheckpoint(e); err != nil {
+		return err
+	}
+	h.announceHere(e.ID, init)
+	return nil
+}
+
+// undoReceive removes a container that was being received and has not been let
+// go, with the files that came; one that has been let go is kept.
+func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
+	op := e.Operation
+	record := recordAt(op.Migration.Record)
+	r, err := record.read()
+	if err != nil {
+		return err
+	}
+	if op.Step == stepCommitted && (r.State == recordRunning || h.initAlive(e.ID)) {
+		r.State = recordRunning
+		if err := record.write(r); err != nil {
+			return err
+		}
+		return h.keepRestored(ctx, e)
+	}
+	r.State = recordAborted
+	if err := record.write(r); err != nil {
+		return err
+	}
+	bundle := op.Migration.Bundle
+	// The state goes with erase, and the journal with it: the files first.
+	if err := h.endWithoutCgroup(e.ID); err != nil {
+		return fmt.Errorf("end processes: %w", err)
+	}
+	if err := h.clear(ctx, e); err != nil {
+		return err
+	}
+	if err := dropBundle(bundle, op.Migration.Shared); err != nil {
+		return err
+	}
+	return forget(e)
+}

@@ -1,0 +1,369 @@
+package libvz
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+	"github.com/vzrun/vzrun/libvz/internal/wire"
+)
+
+// DefaultBundles is where received bundles go, and vzrun@.service looks for them,
+// unless ReceiveOptions say
+// otherwise.
+const DefaultBundles = "/var/lib/vzrun"
+
+// ReceiveOptions of Receive; the zero value is ready for use.
+type ReceiveOptions struct {
+	// Bundles is the directory that received bundles are made in, under the
+	// containers' ids; "" = DefaultBundles. It keeps the outcome of
+	// migrations, too, so it must outlive a reboot.
+	Bundles string
+	// CgroupParent is the cgroup below which received containers go, under
+	// their ids; "" = where their config.json puts them.
+	CgroupParent string
+}
+
+// reception is the destination's side of a migration.
+type reception struct {
+	host    *Host
+	o       ReceiveOptions
+	session *wire.Session
+	control *wire.Control
+	offer   *offer
+	entry   *store.Entry
+	record  recordAt
+	bundle  string
+	// prepared: the restored guest has been offered to the source, which may
+	// have said the word from then on.
+	prepared bool
+	revival  *revival
+	serving  sync.WaitGroup // streams
+}
+
+// answerPatience bounds the making of an answer, dataPatience the wait for the
+// source once all has been said.
+const (
+	answerPatience = time.Minute
+	donePatience   = 5 * time.Minute
+)
+
+// Receive takes in the container that Migrate sends at the other end of conn, and
+// answers Resolve. It returns the container, or nil where none was to stay: after
+// a dry run and after a question. conn is closed at the end.
+//
+// On an error nothing of the container is left here.
+func (h *Host) Receive(ctx context.Context, conn io.ReadWriteCloser, o ReceiveOptions) (*Container, error) {
+	if o.Bundles == "" {
+		o.Bundles = DefaultBundles
+	}
+	var err error
+	if o.Bundles, err = filepath.Abs(o.Bundles); err != nil {
+		return nil, fail("receive", "", err)
+	}
+	r := &reception{host: h, o: o}
+	if r.session, err = wire.New(conn, wire.Destination); err != nil {
+		return nil, fail("receive", "", explainSource(err))
+	}
+	defer r.session.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-r.session.Lost():
+			cancel(wire.ErrLost)
+		case <-ctx.Done():
+		}
+	}()
+	c, err := r.run(ctx)
+	id := ""
+	if r.offer != nil {
+		id = r.offer.NewID
+	}
+	return c, fail("receive", id, err)
+}
+
+func (r *reception) run(ctx context.Context) (*Container, error) {
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.control, err = r.session.Control(); err != nil {
+		return nil, explainSource(err)
+	}
+	first, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	msg, err := r.control.Receive(first)
+	if err != nil {
+		return nil, explainSource(err)
+	}
+	if msg.Kind == wire.Query {
+		return nil, r.answerQuery(msg)
+	}
+	return r.take(ctx, msg)
+}
+
+// take is the whole story of a container that comes.
+func (r *reception) take(ctx context.Context, msg *wire.Message) (*Container, error) {
+	r.offer = &offer{}
+	if err := msg.Decode(r.offer); err != nil {
+		return nil, r.refuse(err)
+	}
+	if err := r.answer(ctx); err != nil {
+		return nil, r.refuse(err)
+	}
+	if r.entry == nil { // a dry run, or something is in the way
+		// The source hangs up.
+		r.control.Receive(ctx) //nolint:errcheck // whatever it says
+		return nil, nil
+	}
+	defer r.entry.Close()
+	if err := r.collect(ctx); err != nil {
+		return nil, r.fail(err)
+	}
+	c, stats, err := r.restore(ctx)
+	if err != nil {
+		return nil, r.fail(err)
+	}
+	r.finish(ctx, stats)
+	return c, nil
+}
+
+// refuse tells the source why, before anything was made.
+func (r *reception) refuse(err error) error {
+	var e *hinted
+	off := wire.Aborted{Reason: oneLine(err.Error())}
+	if errors.As(err, &e) {
+		off.Hint = e.hint
+	}
+	if r.control.Send(wire.Abort, off) == nil { // else it learns it from the connection's end
+		r.session.Linger()
+	}
+	return explainSource(err)
+}
+
+// fail removes what was made, and then tells the source, which relies on it.
+func (r *reception) fail(err error) error {
+	if r.entry.Operation != nil {
+		r.entry.Operation.Step = ""
+		if undo := r.host.undo(r.entry); undo != nil {
+			// Not known to be gone: the source must not be told that it is.
+			return errors.Join(err, fmt.Errorf("clean up: %w", undo))
+		}
+	}
+	told := r.control.Send(wire.Abort, wire.Aborted{Reason: oneLine(err.Error())})
+	if told == nil {
+		r.session.Linger()
+	}
+	if !r.prepared || told == nil && !errors.Is(err, wire.ErrLost) {
+		// The source has not asked, or has its answer.
+		err = errors.Join(err, r.record.remove())
+	}
+	return explainSource(err)
+}
+
+// collect takes in files until the source says that all is there.
+func (r *reception) collect(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	streams := make(chan struct{})
+	go func() {
+		defer close(streams)
+		for ctx.Err() == nil {
+			s, err := r.session.Accept()
+			if err == nil {
+				err = r.takeStream(ctx, s)
+			}
+			if err != nil && ctx.Err() == nil {
+				cancel(err)
+			}
+		}
+	}()
+	msg, err := r.control.Receive(ctx)
+	if err != nil {
+		return err
+	}
+	if msg.Kind != wire.Restore {
+		return fmt.Errorf("%w: %q in place of the word to restore", wire.ErrProtocol, string(msg.Kind))
+	}
+	// The source has its answers; ours have still to end.
+	r.serving.Wait()
+	return ctx.Err()
+}
+
+// takeStream serves one stream of the source, beside others. What fails there the
+// source sees, too, and decides.
+func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
+	var serve func() error
+	switch {
+	case s.Kind == streamImages:
+		serve = func() error { return receiveImages(s, filepath.Join(r.bundle, migrationFolder)) }
+	case s.Kind == streamRootfs && !r.offer.Shared:
+		serve = func() error { return receiveRootfs(ctx, s, filepath.Join(r.bundle, "rootfs")) }
+	default:
+		s.Close()
+		return fmt.Errorf("%w: a stream of kind %.32q", wire.ErrProtocol, s.Kind)
+	}
+	r.serving.Go(func() {
+		if err := serve(); err != nil && ctx.Err() == nil {
+			r.host.warn(r.offer.NewID, "%v", err)
+		}
+	})
+	return nil
+}
+
+// restore brings the guest back up to the point at which it could run, and lets
+// it run at the source's word.
+func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
+	h, begun := r.host, time.Now()
+	images := filepath.Join(r.bundle, migrationFolder)
+	v, err := h.planRestore(ctx, r.offer.NewID, r.bundle, images, RestoreOptions{Veth: r.offer.Veth, TCPEstablished: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	v.entry = r.entry
+	r.revival = v
+	v.consent = func(pid int) error { return r.consent(ctx, pid, begun) }
+	if !r.offer.Shared {
+		if err := syncFS(r.bundle); err != nil {
+			return nil, nil, err
+		}
+	}
+	// Once the word is there, the source's end is not the guest's.
+	stats, err := v.restore(context.WithoutCancel(ctx))
+	if err != nil {
+		return nil, nil, err
+	}
+	stats.Restore = time.Since(begun)
+	proc, err := os.FindProcess(v.pid)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Container{host: h, id: r.offer.NewID, lc: v.lc, init: &Process{proc: proc}}, stats, nil
+}
+
+// consent is called when the guest is whole and stands still. Its nil lets it
+// run.
+func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error {
+	r.prepared = true
+	if err := r.control.Send(wire.Ready, restored{Seconds: time.Since(begun).Seconds()}); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, commitPatience)
+	defer cancel()
+	if _, err := r.control.Receive(waiting); err != nil {
+		return err
+	}
+	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordCommitted}); err != nil {
+		return err
+	}
+	if err := r.entry.Step(stepCommitted); err != nil {
+		return err
+	}
+	// Before it runs and says something itself.
+	if err := inNetworkOf(pid, vnet.AnnounceOwn); err != nil {
+		r.host.warn(r.offer.NewID, "%v", err)
+	}
+	return nil
+}
+
+// finish is the part after which nothing fails any more: the guest runs.
+func (r *reception) finish(ctx context.Context, stats *Stats) {
+	h, id := r.host, r.offer.NewID
+	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: id, State: recordRunning}); err != nil {
+		h.warn(id, "%v", err)
+	}
+	told := r.control.Send(wire.Committed, nil)
+	if err := r.entry.End(); err != nil {
+		h.warn(id, "%v", err)
+	}
+	if told == nil {
+		waiting, cancel := context.WithTimeout(ctx, donePatience)
+		defer cancel()
+		_, told = r.control.Receive(waiting)
+	}
+	if told != nil {
+		h.warn(id, "the source has not said that its copy is gone: %v", told)
+	} else if err := r.record.remove(); err != nil {
+		h.warn(id, "%v", err)
+	}
+	r.session.Close()
+	if err := store.RemoveTree(r.bundle, migrationFolder); err != nil {
+		h.warn(id, "%v", err)
+	}
+	if spec := r.revival.spec; spec.Annotations[annotationGuest] != "" {
+		h.watchInit(context.WithoutCancel(ctx), id, r.revival.pid, stats)
+		h.registerMachine(id, r.revival.pid, containerUUID(spec), r.revival.config.Rootfs)
+	}
+}
+
+// explainSource is explainWire for this side.
+func explainSource(err error) error {
+	return explainLink(err, "nothing of the container is left here; see what the source says")
+}
+
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// makeBundle makes the bundle for what comes, which the journal names already.
+func (r *reception) makeBundle(config []byte) error {
+	for _, dir := range []string{r.bundle, filepath.Join(r.bundle, "rootfs")} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return store.WriteFile(filepath.Join(r.bundle, "config.json"), config, 0o600)
+}
+
+// rewriteConfig fits a config.json to this host: the root file system is in the
+// bundle, the cgroup where we put it.
+func rewriteConfig(data []byte, shared bool, cgroup string) ([]byte, error) {
+	var config map[string]json.RawMessage
+	if err := json.Unmarshal(data, &config); err != nil {
+		return nil, err
+	}
+	set := func(section, key string, value any) error {
+		fields := map[string]json.RawMessage{}
+		if raw := config[section]; raw != nil {
+			if err := json.Unmarshal(raw, &fields); err != nil {
+				return fmt.Errorf("%s: %w", section, err)
+			}
+		}
+		var err error
+		if fields[key], err = json.Marshal(value); err != nil {
+			return err
+		}
+		config[section], err = json.Marshal(fields)
+		return err
+	}
+	if !shared {
+		if err := set("root", "path", "rootfs"); err != nil {
+			return nil, err
+		}
+	}
+	if cgroup != "" {
+		if err := set("linux", "cgroupsPath", cgroup); err != nil {
+			return nil, err
+		}
+	}
+	return json.MarshalIndent(config, "", "\t")
+}

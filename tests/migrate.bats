@@ -1,0 +1,412 @@
+#!/usr/bin/env bats
+# Migration between two hosts: two network namespaces with a bridge each, joined
+# by a third one in which a client is, each with a state directory of its own.
+# $ARGS is jq's; suites use what `run` sets.
+# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+
+load helpers
+load app
+
+ADDRESS=10.94.0.2
+HOST_B=10.94.0.4
+
+setup_file() {
+	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
+	suite_setup
+	vz_setup
+	FILE_ID=$ID
+	NET=${VZ_TAG//[^0-9]/}
+	NET=${NET: -6}
+	CUTTER=$(build_command cutter)
+	export VZ_ROOT VZ_TMP FILE_ID NET CUTTER
+	scene_up
+}
+
+teardown_file() {
+	local host id
+	for host in a b; do
+		for id in $(on "$host" list --quiet); do
+			on "$host" delete --force "$id" || true
+		done
+	done
+	find /sys/fs/cgroup -depth -type d -name "vzrun-test-$VZ_TAG-b" -exec rmdir {} + 2>/dev/null || true
+	for host in a b lan; do
+		ip netns delete "vzrun-test-$VZ_TAG-$host"
+	done
+	remove_tree "$VZ_ROOT"
+	remove_tree "$VZ_TMP"
+	suite_teardown
+}
+
+setup() {
+	VZ_SPAWNED=()
+	ID=$(new_id)
+	T=$VZ_TMP/test-$BATS_TEST_NUMBER
+	mkdir -m 0700 "$T"
+}
+
+teardown() {
+	local pid host id
+	for pid in "${VZ_SPAWNED[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || true
+	done
+	for host in a b; do
+		for id in $(on "$host" list --quiet 2>/dev/null); do
+			on "$host" lazy-migrate --resolve --decide here "$id" 2>/dev/null || true
+			on "$host" delete --force "$id" || true
+		done
+	done
+	rm -rf --one-file-system -- "$T"
+}
+
+### The scene
+
+scene_up() {
+	local host
+	for host in lan a b; do
+		ip netns add "vzrun-test-$VZ_TAG-$host"
+		in_net "$host" ip link set lo up
+		in_net "$host" ip link add br0 type bridge
+		in_net "$host" ip link set br0 up
+		mkdir -m 0700 "$VZ_ROOT/$host"
+	done
+	in_net lan ip address add "${ADDRESS%.*}.1/24" dev br0
+	in_net a ip address add "${ADDRESS%.*}.3/24" dev br0
+	in_net b ip address add "$HOST_B/24" dev br0
+	for host in a b; do
+		in_net lan ip link add "to-$host" type veth peer name up0 netns "vzrun-test-$VZ_TAG-$host"
+		in_net lan ip link set "to-$host" master br0 up
+		in_net "$host" ip link set up0 master br0 up
+	done
+}
+
+in_net() { ip netns exec "vzrun-test-$VZ_TAG-$1" "${@:2}"; }
+
+# on HOST ARG... is vzrun there. ip netns exec would hide the host's cgroups.
+on() { nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$1" -- "$VZRUN" --root "$VZ_ROOT/$1" --id-record "$VZ_TMP/ids-$1.json" "${@:2}"; }
+
+# What the helpers do, they do at the source.
+vz() { on a "$@"; }
+
+bundles() { echo "$T/bundles-b"; }
+
+# in_b CMD... runs in the destination's network, as the same process.
+in_b() { exec nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$@"; }
+
+# listen_b lets the destination listen at $T/b.
+listen_b() {
+	spawn "$T/receive.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$VZRUN" --root "$VZ_ROOT/b" --id-record "$VZ_TMP/ids-b.json" \
+		receive --listen "unix://$T/b" --bundles "$(bundles)" --cgroup-parent "vzrun-test-$VZ_TAG-b"
+	wait_file "$T/b"
+}
+
+# cut MODE KIND puts a cutter before it, at $T/cut.
+cut_at() {
+	rm -f "$T/cut"
+	spawn "$T/cutter.log" "$CUTTER" "$T/cut" "$T/b" "$@"
+	wait_line "$T/cutter.log" '^listening$'
+}
+
+# small_guest runs a guest that counts into a file and is quick to move.
+small_guest() {
+	BUNDLE=$(app_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done')
+	app_up "$BUNDLE" "$ID"
+	wait_lines "$BUNDLE/rootfs/count" 3
+}
+
+# counts FILE fails unless the guest goes on to count there and has left out and
+# repeated nothing.
+counts() {
+	wait_lines "$1" $(($(wc -l <"$1") + 3))
+	awk '$1 != NR { print "line " NR " is " $1; exit 1 }' "$1"
+}
+
+# runs_at HOST: exactly there, and it counts.
+runs_at() {
+	local other=b root=$BUNDLE/rootfs
+	if [[ $1 == b ]]; then
+		other=a root=$(bundles)/$ID/rootfs
+	fi
+	[[ $(on "$1" state "$ID" | jq -r .status) == running ]]
+	run ! on "$other" state "$ID"
+	counts "$root/count"
+}
+
+nothing_at_b() { [[ -z $(on b list --quiet) && ! -e $(bundles)/$ID ]]; }
+
+migrate() { on a lazy-migrate "$@"; }
+
+### The proof
+
+@test "a Debian moves with its address and an open TCP connection" {
+	local guest fifo=$T/talk.in
+	guest=$(debian_bundle "$ID" --net "bridge=br0,ip=$ADDRESS/24")
+	cp "$guest/rootfs/usr/local/bin/vzguest" "$T/vzguest"
+	vz_up "$guest" "$ID"
+	wait_guest "$ID"
+	listen_b
+	mkfifo "$fifo"
+	nsenter --net="/run/netns/vzrun-test-$VZ_TAG-lan" -- "$T/vzguest" talk "$ADDRESS:7" <"$fifo" >"$T/talk" 2>&1 3>&- &
+	VZ_SPAWNED+=($!)
+	exec {TALK}>"$fifo"
+	wait_line "$T/talk" '^connected$'
+	wait_counter "$guest/rootfs"
+
+	run -0 migrate --dry-run "$ID" "unix://$T/b"
+	[[ $output == *processor* && $output == *addresses* ]]
+	has_status "$ID" running
+	nothing_at_b
+
+	run -0 migrate --stats "$T/stats" --keep-source "$ID" "unix://$T/b"
+	cat "$T/stats"
+	[[ $output == "$ID runs at unix://$T/b as $ID: frozen "* ]]
+	run ! vz state "$ID"
+	on b ready --timeout 60s "$ID"
+	wait_counter "$(bundles)/$ID/rootfs"
+	verify_counter "$(bundles)/$ID/rootfs"
+	exec {TALK}>&-
+	wait "${VZ_SPAWNED[-1]}"
+	cat "$T/talk"
+	grep -q '^lines=' "$T/talk"
+	[[ $(in_net lan curl -fsS --max-time 20 "http://$ADDRESS/") == *"vzrun test page"* ]]
+	jq -e '.frozen > 0 and .run >= .frozen and .total >= .run and .images_bytes > 1000000 and .rootfs_bytes > 1000000' "$T/stats"
+	# Neither side keeps anything of the move.
+	[[ ! -e $guest/migration && ! -e $(bundles)/$ID/migration && -z $(ls -A "$(bundles)/.migrations") ]]
+	[[ -z $(on a list --quiet) ]]
+}
+
+# small_move CUT KIND starts a migration of the small guest over a cutter that
+# holds KIND; $MOVER is the source's vzrun.
+held_move() {
+	cut_at hold "$1"
+	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+		lazy-migrate "$ID" "unix://$T/cut"
+	MOVER=$SPAWNED
+	wait_line "$T/cutter.log" '^holding$' || {
+		cat "$T/migrate.log" "$T/receive.log"
+		return 1
+	}
+}
+
+# end_link ends the connection that a cutter holds.
+end_link() { kill -KILL "${VZ_SPAWNED[@]: -2:1}"; }
+
+# stands_still: at the source, and only resolve may touch it.
+stands_still() {
+	local counted
+	has_status "$ID" paused
+	counted=$(wc -l <"$BUNDLE/rootfs/count")
+	fails 6 'outcome unconfirmed' vz resume "$ID"
+	fails 6 'outcome unconfirmed' migrate "$ID" "unix://$T/b"
+	fails 6 'outcome unconfirmed' vz delete --force "$ID"
+	[[ $(wc -l <"$BUNDLE/rootfs/count") == "$counted" ]]
+}
+
+# resolves WHERE: the question is answered, the guest is at a, or b, or any of [ab].
+# shellcheck disable=SC2053 # a pattern
+resolves() {
+	local where=a
+	run -0 on a lazy-migrate --resolve "$ID" "unix://$T/b"
+	[[ $output != "$ID has moved"* ]] || where=b
+	echo "$output"
+	[[ $where == $1 ]]
+	runs_at "$where"
+	[[ $where == b ]] || wait_until 10 nothing_at_b
+	fails 4 'no migration to resolve' migrate --resolve "$ID"
+}
+
+# start_over removes the guest, wherever it is.
+start_over() {
+	run ! grep -E 'panic|goroutine' "$T/receive.log"
+	on a delete --force "$ID"
+	on b delete --force "$ID"
+	rm -rf --one-file-system -- "$BUNDLE" "$(bundles)"
+}
+
+# after_cut MODE KIND: what must be so when the connection ended there.
+after_cut() {
+	small_guest
+	cut_at "$1" "$2"
+	echo "cut $1 $2"
+	case "$1 $2" in
+	"before commit")
+		fails 6 'outcome unconfirmed' migrate "$ID" "unix://$T/cut"
+		stands_still
+		resolves a
+		;;
+	"before committed")
+		fails 6 'outcome unconfirmed' migrate "$ID" "unix://$T/cut"
+		stands_still
+		resolves b
+		;;
+	"after commit" | "after committed")
+		# What has arrived need not have been read when the connection ends.
+		run migrate "$ID" "unix://$T/cut"
+		if ((status == 6)); then
+			stands_still
+			resolves '[ab]'
+		else
+			((status == 0))
+			runs_at b
+		fi
+		;;
+	*done)
+		run -0 migrate "$ID" "unix://$T/cut"
+		runs_at b
+		;;
+	*)
+		fails 1 '' migrate "$ID" "unix://$T/cut"
+		runs_at a
+		wait_until 10 nothing_at_b
+		;;
+	esac
+	start_over
+}
+
+@test "wherever the connection ends, one side has the guest or it can be found out" {
+	local cuts=("after answer" "before ready" "before commit" "before committed") c
+	[[ ${VZ_FULL:-} != 1 ]] || cuts=({before,after}" "{offer,answer,restore,ready,commit,committed,done})
+	listen_b
+	for c in "${cuts[@]}"; do
+		# shellcheck disable=SC2086 # two words
+		after_cut $c
+	done
+}
+
+# killed SIDE KIND WHERE: the vzrun of SIDE is killed when KIND is on its way, and
+# afterwards the guest is at WHERE.
+killed() {
+	local receiver
+	echo "$1 is killed at $2"
+	small_guest
+	held_move "$2"
+	if [[ $1 == a ]]; then
+		kill -KILL "$MOVER"
+		end_link
+	else
+		receiver=$(pgrep -P "$LISTENER")
+		kill -KILL "$receiver"
+		end_link
+		wait_exit "$MOVER"
+	fi
+	case $2 in
+	commit | committed)
+		stands_still
+		resolves "$3"
+		;;
+	*)
+		vz list
+		runs_at a
+		wait_until 10 nothing_at_b
+		;;
+	esac
+	start_over
+}
+
+@test "whoever is killed, one side has the guest or it can be found out" {
+	local k kills=("a commit a" "b committed b" "a ready a")
+	[[ ${VZ_FULL:-} != 1 ]] || kills=({a,b}" "{answer,restore,ready,commit}" a" {a,b}" committed b")
+	listen_b
+	LISTENER=$SPAWNED
+	for k in "${kills[@]}"; do
+		# shellcheck disable=SC2086 # three words
+		killed $k
+	done
+}
+
+@test "what is in the way is told in one line, and nothing is touched" {
+	small_guest
+	listen_b
+	mkdir -p "$(bundles)/$ID"
+	fails 1 'refused by the other side: bundle' migrate "$ID" "unix://$T/b"
+	rmdir "$(bundles)/$ID"
+	mkdir "$VZ_ROOT/b/$ID"
+	fails 1 'refused by the other side: name' migrate "$ID" "unix://$T/b"
+	rmdir "$VZ_ROOT/b/$ID"
+	fails 1 'refused by the other side: interfaces' migrate --net eth7=x "$ID" "unix://$T/b"
+	fails 1 'invalid container id' migrate --new-id .. "$ID" "unix://$T/b"
+	fails 2 '--mode' migrate --mode fast "$ID" "unix://$T/b"
+	fails 1 'not a destination' migrate "$ID" "host"
+	fails 1 'connect to' migrate "$ID" "unix://$T/nobody"
+	runs_at a
+	nothing_at_b
+}
+
+@test "garbage, a foreigner and a full disk are told in one line, and nothing is touched" {
+	small_guest
+	listen_b
+	cut_at garbage offer
+	fails 1 '' migrate "$ID" "unix://$T/cut"
+	spawn "$T/foreigner" "$CUTTER" "$T/foreign" - foreign -
+	wait_line "$T/foreigner" '^listening$'
+	fails 1 'does not speak' migrate "$ID" "unix://$T/foreign"
+	"$CUTTER" - "$T/b" noise -
+	runs_at a
+	nothing_at_b
+
+	# No inodes are left, which nobody can tell beforehand.
+	mkdir -p "$(bundles)"
+	mount -t tmpfs -o nr_inodes=20 tmpfs "$(bundles)"
+	run -1 --separate-stderr migrate "$ID" "unix://$T/b"
+	umount "$(bundles)"
+	[[ $stderr == *"No space left on device"* || $stderr == *"no space left on device"* ]]
+	runs_at a
+	nothing_at_b
+	migrate "$ID" "unix://$T/b"
+	runs_at b
+}
+
+# certificate NAME SAN makes $T/NAME.pem and its key, signed by $T/ca.pem.
+certificate() {
+	openssl req -newkey ed25519 -nodes -keyout "$T/$1.key" -out "$T/$1.csr" -subj "/CN=$1" 2>/dev/null
+	openssl x509 -req -in "$T/$1.csr" -CA "$T/ca.pem" -CAkey "$T/ca.key" -CAcreateserial -days 2 -out "$T/$1.pem" \
+		-extfile <(echo "subjectAltName=$2") 2>/dev/null
+}
+
+@test "tls: mutual, by name" {
+	small_guest
+	openssl req -x509 -newkey ed25519 -nodes -keyout "$T/ca.key" -out "$T/ca.pem" -days 2 -subj /CN=ca 2>/dev/null
+	certificate a DNS:a.example
+	certificate b "IP:$HOST_B"
+	spawn "$T/receive.log" in_b "$VZRUN" --root "$VZ_ROOT/b" --id-record "$VZ_TMP/ids-b.json" receive --listen "tls://$HOST_B:7878" \
+		--bundles "$(bundles)" --cgroup-parent "vzrun-test-$VZ_TAG-b" \
+		--tls-cert "$T/b.pem" --tls-key "$T/b.key" --tls-ca "$T/ca.pem" --allow a.example
+	wait_until 10 nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- bash -c "exec 3<>/dev/tcp/$HOST_B/7878"
+	# Its own certificate is no client's that is allowed.
+	fails 1 '' migrate --tls-cert "$T/b.pem" --tls-key "$T/b.key" --tls-ca "$T/ca.pem" "$ID" "tls://$HOST_B:7878"
+	runs_at a
+	nothing_at_b
+	migrate --tls-cert "$T/a.pem" --tls-key "$T/a.key" --tls-ca "$T/ca.pem" "$ID" "tls://$HOST_B:7878"
+	runs_at b
+}
+
+@test "ssh: the user's own, with a command at the other end" {
+	require sshd test -x /usr/sbin/sshd
+	small_guest
+	ssh-keygen -q -t ed25519 -N '' -f "$T/host"
+	ssh-keygen -q -t ed25519 -N '' -f "$T/user"
+	mkdir -p /run/sshd
+	cat >"$T/sshd.conf" <<-END
+		ListenAddress $HOST_B:2222
+		HostKey $T/host
+		AuthorizedKeysFile $T/user.pub
+		StrictModes no
+		UsePAM no
+		PermitRootLogin prohibit-password
+		PidFile none
+	END
+	spawn "$T/sshd.log" in_b /usr/sbin/sshd -D -e -f "$T/sshd.conf"
+	wait_line "$T/sshd.log" 'Server listening'
+	echo "[$HOST_B]:2222 $(cut -d ' ' -f 1,2 "$T/host.pub")" >"$T/known"
+	local ssh="ssh -F none -i $T/user -o BatchMode=yes -o UserKnownHostsFile=$T/known"
+	local there="$VZRUN --root $VZ_ROOT/b --id-record $VZ_TMP/ids-b.json receive --bundles $T/bundles-b --cgroup-parent vzrun-test-$VZ_TAG-b"
+	# A key that nobody has seen.
+	ssh-keygen -q -t ed25519 -N '' -f "$T/other"
+	run -1 --separate-stderr migrate --ssh "ssh -F none -i $T/user -o BatchMode=yes -o UserKnownHostsFile=/dev/null" "$ID" "ssh://root@$HOST_B:2222"
+	[[ $stderr == *"Host key verification failed"*"hint: "* ]]
+	run -1 --separate-stderr migrate --ssh "$ssh" --remote-command /nonexistent "$ID" "ssh://root@$HOST_B:2222"
+	[[ $stderr == *"before it began"* ]]
+	runs_at a
+	migrate --ssh "$ssh" --remote-command "$there" "$ID" "ssh://root@$HOST_B:2222"
+	runs_at b
+}
