@@ -458,6 +458,8 @@ write_hooks() {
 @test "exec --detach returns and writes the pid" {
 	up sleep 1000
 	vz exec --detach --pid-file "$VZ_TMP/pid" "$ID" sleep 2000 </dev/null >/dev/null 2>&1 3>&-
+	# As with runc, it may return a moment before the execve(2) itself.
+	wait_until "$VZ_PATIENCE" grep -qzx sleep "/proc/$(<"$VZ_TMP/pid")/cmdline"
 	[[ $(tr '\0' ' ' <"/proc/$(<"$VZ_TMP/pid")/cmdline") == "sleep 2000 " ]]
 	vz ps -f json "$ID" | jq -e --argjson pid "$(<"$VZ_TMP/pid")" 'index($pid) != null'
 }
