@@ -6,46 +6,29 @@
 # boots it again if a test has left none.
 # Suites use what `run` sets; $ARGS is jq's, other variables in single quotes are
 # the guest's.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+# shellcheck disable=SC2016,SC2030,SC2031,SC2154,SC2153
 
 load helpers
 load app
 
 setup_file() {
-	suite_setup
-	vz_setup
-	BUNDLE=$VZ_TMP/$ID
+	shared_guest --ram 512M
 	DIALOGUE=$(build_command dialogue)
-	export VZ_ROOT VZ_TMP ID BUNDLE DIALOGUE VZ_PATIENCE
-	debian_bundle "$ID" --ram 512M >/dev/null
+	export DIALOGUE VZ_PATIENCE
 	# So that a login really works.
 	local shadow=$BUNDLE/rootfs/etc/shadow hash
 	hash=$(openssl passwd -6 -salt vzrun secret)
 	sed -i "s|^root:[^:]*:|root:$hash:|" "$shadow"
 }
 
-teardown_file() {
-	vz_teardown
-	suite_teardown
-}
+teardown_file() { shared_guest_ends; }
 
 setup() {
-	VZ_SPAWNED=()
+	shared_test
 	VZ=("$VZRUN" --root "$VZ_ROOT") # not the function: it is run by others
-	T=$VZ_TMP/test-$BATS_TEST_NUMBER
-	mkdir -m 0711 "$T"
 }
 
-teardown() {
-	local pid id
-	for pid in "${VZ_SPAWNED[@]}"; do
-		kill -KILL "$pid" 2>/dev/null || true
-	done
-	for id in $(vz list --quiet); do
-		[[ $id == "$ID" ]] || vz delete --force "$id"
-	done
-	rm -rf --one-file-system -- "$T"
-}
+teardown() { shared_test_ends; }
 
 # dialogue CMD... talks with a program on a terminal; the steps come on stdin.
 dialogue() {

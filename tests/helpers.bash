@@ -59,6 +59,47 @@ vz_teardown() {
 	remove_tree "$VZ_TMP"
 }
 
+# Suites whose tests share one Debian call these instead; the guest is $ID, its
+# bundle $BUNDLE, and each test has the directory $T:
+#
+#   setup_file() { shared_guest --ram 512M; boot; }
+#   teardown_file() { shared_guest_ends; }
+#   setup() { shared_test; }
+#   teardown() { shared_test_ends; }
+
+# shared_guest [FLAG of spec --system...] makes the bundle; nothing runs yet.
+shared_guest() {
+	suite_setup
+	vz_setup
+	BUNDLE=$VZ_TMP/$ID
+	export VZ_ROOT VZ_TMP ID BUNDLE
+	debian_bundle "$ID" "$@" >/dev/null
+}
+
+shared_guest_ends() {
+	vz_teardown
+	suite_teardown
+}
+
+shared_test() {
+	VZ_SPAWNED=()
+	T=$VZ_TMP/test-$BATS_TEST_NUMBER
+	mkdir -m 0711 "$T"
+}
+
+# shared_test_ends [ID...] ends what a test has left, but for the shared guest and
+# those that are named.
+shared_test_ends() {
+	local pid id
+	for pid in "${VZ_SPAWNED[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || true
+	done
+	for id in $(vz list --quiet); do
+		[[ " $ID $* " == *" $id "* ]] || vz delete --force "$id"
+	done
+	rm -rf --one-file-system -- "$T"
+}
+
 # remove_tree never follows a mount: what is mounted there may be a rootfs.
 remove_tree() {
 	if mounts | grep -F "$1/"; then

@@ -8,14 +8,13 @@ load helpers
 load app
 
 setup_file() {
-	suite_setup
-	vz_setup
+	shared_guest --ram 512M
 	OTHER=$ID-other
 	INMATE=$(build_command inmate)
-	export VZ_ROOT VZ_TMP ID OTHER INMATE
+	export OTHER INMATE
+	debian_bundle "$OTHER" --ram 512M >/dev/null
 	local id
 	for id in "$ID" "$OTHER"; do
-		debian_bundle "$id" --ram 512M >/dev/null
 		cp "$INMATE" "$VZ_TMP/$id/rootfs/usr/local/bin/inmate"
 		vz_up "$VZ_TMP/$id" "$id"
 	done
@@ -23,24 +22,11 @@ setup_file() {
 	wait_guest "$OTHER"
 }
 
-teardown_file() {
-	vz_teardown
-	suite_teardown
-}
+teardown_file() { shared_guest_ends; }
 
-setup() {
-	VZ_SPAWNED=()
-	T=$VZ_TMP/test-$BATS_TEST_NUMBER
-	mkdir -m 0700 "$T"
-}
+setup() { shared_test; }
 
-teardown() {
-	local pid
-	for pid in "${VZ_SPAWNED[@]}"; do
-		kill -KILL "$pid" 2>/dev/null || true
-	done
-	rm -rf --one-file-system -- "$T"
-}
+teardown() { shared_test_ends "$OTHER"; }
 
 # bundle_at DIR [FLAG...] makes a bundle with a rootfs that has an init and
 # nothing else; it can be created, not booted.

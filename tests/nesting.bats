@@ -13,14 +13,11 @@ load app
 load engines/nested
 
 setup_file() {
-	suite_setup
-	vz_setup
-	BUNDLE=$VZ_TMP/$ID
+	shared_guest --ram 2G --features nesting,fuse
 	NETNS=vzrun-test-$VZ_TAG
-	export VZ_ROOT VZ_TMP ID BUNDLE NETNS
+	export NETNS
 	ip netns add "$NETNS"
 	ip -n "$NETNS" link set lo up
-	debian_bundle "$ID" --ram 2G --features nesting,fuse >/dev/null
 	nested_install "$BUNDLE"
 	boot
 }
@@ -32,22 +29,16 @@ teardown_file() {
 }
 
 setup() {
-	VZ_SPAWNED=()
-	T=$VZ_TMP/test-$BATS_TEST_NUMBER
-	mkdir -m 0711 "$T"
+	shared_test
 	has_status "$ID" running 2>/dev/null || boot
 }
 
 teardown() {
-	local pid
-	for pid in "${VZ_SPAWNED[@]}"; do
-		kill -KILL "$pid" 2>/dev/null || true
-	done
 	# What a test of Docker's has left.
 	if guest "$ID" systemctl --quiet is-active docker; then
 		guest "$ID" sh -c 'docker ps --all --quiet | xargs -r docker rm --force --volumes' >/dev/null
 	fi
-	rm -rf --one-file-system -- "$T"
+	shared_test_ends
 }
 
 # boot starts the guest, with a link to a network namespace of the suite's, and

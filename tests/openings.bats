@@ -6,44 +6,26 @@
 # none.
 # $ARGS is jq's, other variables in single quotes are the guest's; suites use
 # what `run` sets.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+# shellcheck disable=SC2016,SC2030,SC2031,SC2154,SC2153
 
 load helpers
 load app
 
 setup_file() {
-	suite_setup
-	vz_setup
-	BUNDLE=$VZ_TMP/$ID
-	export VZ_ROOT VZ_TMP ID BUNDLE
-	debian_bundle "$ID" --ram 512M --features nesting,fuse,tun,keyctl >/dev/null
+	shared_guest --ram 512M --features nesting,fuse,tun,keyctl
 	cp "$VZRUN" "$BUNDLE/rootfs/usr/local/bin/vzrun"
 	new_bundle "$BUNDLE/rootfs/root/inner" "$VZRUN_BUSYBOX"
 	boot
 }
 
-teardown_file() {
-	vz_teardown
-	suite_teardown
-}
+teardown_file() { shared_guest_ends; }
 
 setup() {
-	VZ_SPAWNED=()
-	T=$VZ_TMP/test-$BATS_TEST_NUMBER
-	mkdir -m 0711 "$T"
+	shared_test
 	has_status "$ID" running 2>/dev/null || boot
 }
 
-teardown() {
-	local pid id
-	for pid in "${VZ_SPAWNED[@]}"; do
-		kill -KILL "$pid" 2>/dev/null || true
-	done
-	for id in $(vz list --quiet); do
-		[[ $id == "$ID" ]] || vz delete --force "$id"
-	done
-	rm -rf --one-file-system -- "$T"
-}
+teardown() { shared_test_ends; }
 
 boot() {
 	vz delete --force "$ID"
