@@ -57,6 +57,8 @@ row() {
 		! is_wanted "$guest/$kind" || wanted+=("$kind")
 	done
 	((${#wanted[@]})) || skip "takes VZ_FULL=1"
+	require xfsprogs command -v mkfs.xfs
+	require btrfs-progs command -v mkfs.btrfs
 	TREE=$("$BATS_TEST_DIRNAME/../contrib/rootfs" "$guest" | tail -n 1)
 	for kind in "${wanted[@]}"; do
 		cell "$guest" "$kind"
