@@ -109,13 +109,15 @@ const asideKey = "criu"
 // processes gives no controllers to others (cgroup-v2.rst, "No Internal
 // Process Constraint"). There it is done when the namespaces are set up and
 // before any task looks for its cgroup's files; what is in the container's
-// cgroup by then is moved aside, to where it ends.
+// cgroup by then is moved aside. Without controllers to give there is no need,
+// and what is aside while it is restored has its memory counted there, beyond the
+// container's limits.
 func (r *revival) growCgroups() error {
 	if r.manifest.Cgroups == nil || r.subtree == "" {
 		return nil
 	}
 	o := cgroup.CreateOptions{UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings}
-	if cgroups.IsCgroup2UnifiedMode() {
+	if cgroups.IsCgroup2UnifiedMode() && len(r.manifest.Cgroups.Control) > 0 {
 		r.aside = r.subtree + "-criu"
 		r.entry.Operation.Cgroups[asideKey] = r.aside
 		if err := r.entry.Save(); err != nil {
@@ -127,6 +129,24 @@ func (r *revival) growCgroups() error {
 		return fmt.Errorf("make the guest's cgroups again: %w", err)
 	}
 	return nil
+}
+
+// comeBack brings the guest's processes that are still aside into the container's
+// cgroup: those that were in no other when they were saved. CRIU moves the rest.
+// There are such where the guest had controllers that bear processes beside
+// cgroups (threaded ones, cgroup-v2.rst).
+func (r *revival) comeBack(init int) error {
+	if r.aside == "" {
+		return nil
+	}
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
+	if err != nil {
+		return fmt.Errorf("restored init: %w", err)
+	}
+	return cgroup.Move(r.aside, r.subtree, func(pid int) bool {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		return err == nil && ns == own
+	})
 }
 
 // leaveAside removes the cgroup in which criu worked. criu has ended.
@@ -152,6 +172,9 @@ func (r *revival) stage(s criu.Stage) error {
 		}
 	case "post-restore":
 		r.pid = s.Pid
+		if err := r.comeBack(s.Pid); err != nil {
+			return err
+		}
 		if r.clone != nil {
 			if err := r.becomeClone(s.Pid); err != nil {
 				return err

@@ -147,12 +147,19 @@ lives() {
 	ends_with 133 $(end_by "$kind" reboot)
 }
 
+# cgroups_of_all prints in which cgroups the guest's processes are.
+cgroups_of_all() {
+	vz ps --format json "$ID" | jq '.[]' | while read -r pid; do cat "/proc/$pid/cgroup"; done | sort -u
+}
+
 # is_saved GUEST: checkpoint and restore, and it goes on as it was.
 is_saved() {
+	local cgroups
 	guest_bundle "$1"
 	app_up "$BUNDLE" "$ID"
 	[[ $(vz ready --timeout "${VZ_PATIENCE}s" "$ID") == running ]]
 	services_answer
+	cgroups=$(cgroups_of_all)
 	vz checkpoint --image-path "$T/images" "$ID" || {
 		grep Error "$T/images/dump.log"
 		return 1
@@ -161,6 +168,8 @@ is_saved() {
 		grep Error "$T/images/restore.log"
 		return 1
 	}
+	# Each is where it was: below the container's limits.
+	diff - <(cgroups_of_all) <<<"$cgroups"
 	services_answer
 	[[ $(vz ready --timeout "${VZ_PATIENCE}s" "$ID") == running ]]
 	is_full || return 0

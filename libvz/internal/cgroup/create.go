@@ -128,6 +128,35 @@ func moveAside(d *os.File, path string) error {
 	return fmt.Errorf("move processes of %s aside: %w", d.Name(), unix.EBUSY)
 }
 
+// Move moves those of the cgroup2 directory's own processes that belong says yes
+// to into another, which must exist. A process that has ended is no error; one
+// that was forked meanwhile may stay.
+func Move(from, to string, belong func(pid int) bool) error {
+	source, err := openRoot2(from)
+	if err != nil {
+		return fmt.Errorf("move processes: %w", err)
+	}
+	defer source.Close()
+	target, err := openRoot2(to)
+	if err != nil {
+		return fmt.Errorf("move processes: %w", err)
+	}
+	defer target.Close()
+	pids, err := procsIn(source)
+	if err != nil {
+		return fmt.Errorf("move processes: %w", err)
+	}
+	for _, pid := range pids {
+		if !belong(pid) {
+			continue
+		}
+		if err := writeFile(target, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("move process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
 type creator struct {
 	CreateOptions
 	delegated []string

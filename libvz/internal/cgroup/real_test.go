@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +114,20 @@ func TestDelegateReal(t *testing.T) {
 	}
 	if err := Delegate(path+"/none", 0, 0); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no cgroup: %v", err)
+	}
+}
+
+func TestMoveReal(t *testing.T) {
+	from, to := newGroup(t), newGroup(t)
+	stays, goes := startIn(t, from, "sleep", "100"), startIn(t, from, "sleep", "100")
+	must(t, Move(from, to, func(pid int) bool { return pid == goes.Process.Pid }))
+	for path, want := range map[string]int{from: stays.Process.Pid, to: goes.Process.Pid} {
+		if got, err := os.ReadFile(path + "/cgroup.procs"); err != nil || strings.TrimSpace(string(got)) != strconv.Itoa(want) {
+			t.Errorf("%s has %q (%v), want %d", path, got, err, want)
+		}
+	}
+	if err := Move(from, to+"/none", func(int) bool { return true }); err == nil {
+		t.Error("moved to a cgroup that is not there")
 	}
 }
 
