@@ -21,7 +21,7 @@ func lazyMigrateCommand() *cli.Command {
 		Usage:     "move a running container to another host",
 		ArgsUsage: "<container-id> <destination>",
 		Flags: slices.Concat([]cli.Flag{
-			&cli.StringFlag{Name: "mode", Value: "cold", Usage: "how memory moves: cold"},
+			&cli.StringFlag{Name: "mode", Value: libvz.ModeLazy, Usage: "how memory moves: lazy or cold"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only ask the destination what is in the way"},
 			&cli.StringFlag{Name: "new-id", Usage: "`ID` of the container there"},
 			&cli.StringSliceFlag{Name: "net", Usage: "connect an interface there, `INNER=HOST[@BRIDGE]`; may be repeated"},
@@ -77,7 +77,7 @@ func lazyMigrate(c *cli.Context) error {
 		return err
 	}
 	stats, err := ct.Migrate(ctx, conn, libvz.MigrateOptions{
-		Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
+		Mode: c.String("mode"), Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
 		SharedStorage: c.Bool("shared-storage"), KeepSource: c.Bool("keep-source"), DryRun: c.Bool("dry-run"),
 	})
 	p.stop()
@@ -98,11 +98,11 @@ func checkMigrateFlags(c *cli.Context) error {
 		return usage("--decide goes with --resolve, and is here or there")
 	}
 	switch mode := c.String("mode"); mode {
-	case "cold":
+	case libvz.ModeCold, libvz.ModeLazy:
 		return nil
-	case "lazy", "pre-copy", "hybrid":
+	case "pre-copy", "hybrid":
 		return &libvz.Error{
-			Op: "migrate", ID: c.Args().First(), Err: fmt.Errorf("--mode %s: %w", mode, libvz.ErrUnsupported), Hint: "use --mode cold",
+			Op: "migrate", ID: c.Args().First(), Err: fmt.Errorf("--mode %s: %w", mode, libvz.ErrUnsupported), Hint: "use --mode lazy or cold",
 		}
 	default:
 		return usage("unknown --mode %q", mode)

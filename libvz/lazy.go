@@ -319,5 +319,8 @@ func (h *Host) undoArriving(ctx context.Context, e *store.Entry) error {
 	if err := killCriu(ctx, e.Operation.Criu, e.Operation.CriuStart); err != nil {
 		return err
 	}
+	if e.Operation.Name == opReceive {
+		return h.loseReceived(ctx, e)
+	}
 	return h.erase(ctx, e)
 }

@@ -22,6 +22,8 @@ import (
 
 // MigrateOptions of Migrate.
 type MigrateOptions struct {
+	// Mode is ModeLazy or ModeCold; "" = ModeLazy.
+	Mode string
 	// Target is how the other side was dialled. It is kept where the outcome
 	// is not known, for Resolve.
 	Target string
@@ -57,14 +59,24 @@ type MigrationStats struct {
 	Restore  float64 `json:"restore"`
 	// Images and Rootfs are bytes sent: the images' (memory for the most
 	// part), and the root file system's as rsync sends it.
-	Images int64  `json:"images_bytes"`
-	Rootfs int64  `json:"rootfs_bytes"`
-	Pages  uint64 `json:"pages"`
-	Tasks  int    `json:"tasks"`
+	Images int64 `json:"images_bytes"`
+	Rootfs int64 `json:"rootfs_bytes"`
+	// Memory is what was sent in mode lazy after the guest ran there, Pull
+	// how many seconds that took.
+	Memory int64   `json:"memory_bytes"`
+	Pull   float64 `json:"pull"`
+	Pages  uint64  `json:"pages"`
+	Tasks  int     `json:"tasks"`
 }
 
-// modeCold stops the guest, sends all of it and lets it go on there.
-const modeCold = "cold"
+// How the memory of a container moves.
+const (
+	// ModeLazy lets the guest go on at once, and sends its memory as it is
+	// asked for, and the rest in the background.
+	ModeLazy = "lazy"
+	// ModeCold stops the guest, sends all of it and lets it go on there.
+	ModeCold = "cold"
+)
 
 // migration is the source's side of one.
 type migration struct {
@@ -78,6 +90,8 @@ type migration struct {
 	stats   *MigrationStats
 	begun   time.Time
 	said    atomic.Bool // the word to commit
+	memory  int64       // bytes that the guest uses
+	ours    error       // why it went wrong, where it was not CRIU's doing
 }
 
 // Migrate moves a running container to the host at the other end of conn, where
@@ -90,6 +104,9 @@ type migration struct {
 // it), ErrStatus, ErrBusy, ErrUnsupported as they fit. A cancelled ctx counts up
 // to the moment at which the other side is told to let it run.
 func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o MigrateOptions) (*MigrationStats, error) {
+	if o.Mode == "" {
+		o.Mode = ModeLazy
+	}
 	m := &migration{c: c, o: o, begun: time.Now()}
 	session, err := wire.New(conn, wire.Source)
 	if err != nil {
@@ -147,6 +164,11 @@ func (m *migration) run(ctx context.Context) error {
 	if m.control, err = m.session.Control(); err != nil {
 		return err
 	}
+	if m.o.Mode == ModeLazy {
+		if err := m.planLazy(ctx); err != nil {
+			return err
+		}
+	}
 	if err := m.agree(ctx); err != nil {
 		return err
 	}
@@ -160,7 +182,7 @@ func (m *migration) run(ctx context.Context) error {
 	m.plan.opts.Images, m.plan.opts.Work = images, images
 	if err := m.entry.Begin(store.Operation{
 		Name: opMigrate, Cgroups: m.plan.state.CgroupPaths, Images: images, Init: m.plan.opts.Pid, Net: netsOf(c.lc),
-		Migration: &store.Migration{Token: m.token, Target: m.o.Target},
+		Migration: &store.Migration{Token: m.token, Target: m.o.Target, Lazy: m.o.Mode == ModeLazy},
 	}); err != nil {
 		return m.giveUp(err)
 	}
@@ -216,13 +238,12 @@ func (m *migration) move(ctx context.Context) error {
 		}
 	}
 	d := m.plan
-	var ours error // not CRIU's
 	d.handOver = func(s criu.Stage) error {
-		if ours = m.handOver(ctx); ours == nil {
+		if m.ours = m.handOver(ctx); m.ours == nil {
 			// CRIU waits for the tasks to end, which frozen ones do not.
 			s.Then(m.thaw)
 		}
-		return ours
+		return m.ours
 	}
 	var undone error
 	d.undo = func(e *store.Entry) error {
@@ -235,9 +256,9 @@ func (m *migration) move(ctx context.Context) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, ErrUnconfirmed):
-		return ours
-	case ours != nil:
-		return m.giveUp(errors.Join(ours, undone))
+		return m.ours
+	case m.ours != nil:
+		return m.giveUp(errors.Join(m.ours, undone))
 	case ctx.Err() != nil:
 		return m.giveUp(errors.Join(context.Cause(ctx), undone))
 	default:

@@ -97,10 +97,17 @@ func (m *migration) commit() error {
 	case err == nil:
 		m.stats.Run = time.Since(m.begun).Seconds()
 		m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
+		if m.o.Mode == ModeLazy {
+			return m.entry.Step(stepHanded)
+		}
 		return m.entry.Step(stepCommitted)
 	case errors.As(err, &off):
 		// It knows that nothing runs there.
-		return errors.Join(err, m.entry.Step(""))
+		back := ""
+		if m.o.Mode == ModeLazy {
+			back = stepServing
+		}
+		return errors.Join(err, m.entry.Step(back))
 	}
 	return unconfirmed(m.c.id, m.o.Target, err)
 }

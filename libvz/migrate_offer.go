@@ -98,7 +98,7 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 		return nil, err
 	}
 	o := &offer{
-		Token: m.token, ID: c.id, NewID: m.o.NewID, Mode: modeCold, DryRun: m.o.DryRun, Shared: m.o.SharedStorage,
+		Token: m.token, ID: c.id, NewID: m.o.NewID, Mode: m.o.Mode, DryRun: m.o.DryRun, Shared: m.o.SharedStorage,
 		Bundle: c.bundle(), Config: config, Links: d.manifest.Links, Net: d.manifest.Spec.Annotations[annotationNet], Veth: m.o.Veth,
 		Arch: runtime.GOARCH, Kernel: kernelRelease(), Criu: d.manifest.Criu,
 	}
@@ -112,7 +112,8 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Memory = int64(usage.Memory.Usage.Usage - min(usage.Memory.Cache, usage.Memory.Usage.Usage))
+	m.memory = int64(usage.Memory.Usage.Usage - min(usage.Memory.Cache, usage.Memory.Usage.Usage))
+	o.Memory = m.memory
 	if !m.o.SharedStorage {
 		if o.Disk, err = diskUse(d.state.Config.Rootfs); err != nil {
 			return nil, fmt.Errorf("measure the root file system: %w", err)

@@ -83,7 +83,11 @@ func (h *Host) resolve(ctx context.Context, id string, conn io.ReadWriteCloser, 
 	}
 	done, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if err := endCriu(done, e.Operation.Criu, e.Operation.CriuStart); err != nil {
+	end := endCriu
+	if e.Operation.Migration.Lazy {
+		end = killCriu
+	}
+	if err := end(done, e.Operation.Criu, e.Operation.CriuStart); err != nil {
 		return nil, err
 	}
 	switch decision {
@@ -142,6 +146,9 @@ func (h *Host) ask(ctx context.Context, conn io.ReadWriteCloser, token, id strin
 		return DecideThere, nil
 	case recordAborted:
 		return DecideHere, nil
+	case recordLost:
+		return "", withHint("--decide here lets it go on here from where it was stopped; what it has done there since is lost",
+			"%w: it ran there and was ended, as its memory did not arrive", ErrUnconfirmed)
 	}
 	return "", withHint("ask the host that it was sent to; if that one has lost its disk, look where it runs, and say so with --decide here or --decide there",
 		"%w: that host has no record of it", ErrUnconfirmed)
@@ -210,7 +217,7 @@ func (h *Host) outcomeOf(record recordAt) (string, error) {
 		return "", err
 	}
 	switch r.State {
-	case recordRunning, recordAborted:
+	case recordRunning, recordAborted, recordLost:
 		return r.State, nil
 	case recordCommitted:
 		// Its journal went with a reboot, so it cannot be seen whether it

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/opencontainers/runc/libcontainer"
+
 	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
@@ -12,7 +14,7 @@ import (
 // isUnconfirmed tells whether an operation is a migration whose outcome only the
 // other side knows. Nobody but Resolve may touch its container.
 func isUnconfirmed(op *store.Operation) bool {
-	return op != nil && op.Name == opMigrate && op.Step == stepCommitting
+	return op != nil && op.Name == opMigrate && (op.Step == stepCommitting || op.Step == stepHanded)
 }
 
 // undoMigration lets a guest go on here that has not moved, with its network,
@@ -40,6 +42,37 @@ func (h *Host) undoMigration(e *store.Entry) error {
 	}
 	h.announceHere(e.ID, init)
 	return nil
+}
+
+// holdMoved keeps what has moved from running when the criu goes that served its
+// memory.
+func (h *Host) holdMoved(ctx context.Context, e *store.Entry) error {
+	op := e.Operation
+	if op.Name != opMigrate || op.Step != stepCommitted || !op.Migration.Lazy {
+		return nil
+	}
+	if lc, err := libcontainer.Load(h.opts.Root, e.ID); err == nil {
+		if st, err := lc.Status(); err == nil && st == libcontainer.Running {
+			if err := lc.Pause(); err != nil && h.initAlive(e.ID) {
+				return fmt.Errorf("freeze: %w", err)
+			}
+		}
+	}
+	return killCriu(ctx, op.Criu, op.CriuStart)
+}
+
+// loseReceived ends a guest here whose memory nobody sees to any more, and keeps on
+// record that it has run.
+func (h *Host) loseReceived(ctx context.Context, e *store.Entry) error {
+	m := e.Operation.Migration
+	err := recordAt(m.Record).write(&migrationRecord{Token: m.Token, ID: e.ID, State: recordLost})
+	if err != nil {
+		return err
+	}
+	if err := dropBundle(m.Bundle, m.Shared); err != nil {
+		return err
+	}
+	return h.erase(ctx, e)
 }
 
 // undoReceive removes a container that was being received and has not been let

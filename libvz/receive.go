@@ -49,6 +49,7 @@ type reception struct {
 	prepared bool
 	revival  *revival
 	serving  sync.WaitGroup // streams
+	pages    chan *wire.Stream
 }
 
 // answerPatience bounds the making of an answer, dataPatience the wait for the
@@ -71,7 +72,7 @@ func (h *Host) Receive(ctx context.Context, conn io.ReadWriteCloser, o ReceiveOp
 	if o.Bundles, err = filepath.Abs(o.Bundles); err != nil {
 		return nil, fail("receive", "", err)
 	}
-	r := &reception{host: h, o: o}
+	r := &reception{host: h, o: o, pages: make(chan *wire.Stream, 1)}
 	if r.session, err = wire.New(conn, wire.Destination); err != nil {
 		return nil, fail("receive", "", explainSource(err))
 	}
@@ -135,18 +136,22 @@ func (r *reception) take(ctx context.Context, msg *wire.Message) (*Container, er
 	if err != nil {
 		return nil, r.fail(err)
 	}
-	r.finish(ctx, stats)
-	return c, nil
+	return c, r.finish(ctx, c, stats)
+}
+
+// abort is what the source is told of an error.
+func abort(err error) wire.Aborted {
+	off := wire.Aborted{Reason: oneLine(err.Error())}
+	var e *hinted
+	if errors.As(err, &e) {
+		off.Hint = e.hint
+	}
+	return off
 }
 
 // refuse tells the source why, before anything was made.
 func (r *reception) refuse(err error) error {
-	var e *hinted
-	off := wire.Aborted{Reason: oneLine(err.Error())}
-	if errors.As(err, &e) {
-		off.Hint = e.hint
-	}
-	if r.control.Send(wire.Abort, off) == nil { // else it learns it from the connection's end
+	if r.control.Send(wire.Abort, abort(err)) == nil { // else it learns it from the connection's end
 		r.session.Linger()
 	}
 	return explainSource(err)
@@ -156,12 +161,16 @@ func (r *reception) refuse(err error) error {
 func (r *reception) fail(err error) error {
 	if r.entry.Operation != nil {
 		r.entry.Operation.Step = ""
-		if undo := r.host.undo(r.entry); undo != nil {
+		undo := r.host.undo(r.entry)
+		if r.revival != nil && r.revival.lazy != nil {
+			undo = errors.Join(undo, r.revival.lazy.Stop())
+		}
+		if undo != nil {
 			// Not known to be gone: the source must not be told that it is.
 			return errors.Join(err, fmt.Errorf("clean up: %w", undo))
 		}
 	}
-	told := r.control.Send(wire.Abort, wire.Aborted{Reason: oneLine(err.Error())})
+	told := r.control.Send(wire.Abort, abort(err))
 	if told == nil {
 		r.session.Linger()
 	}
@@ -206,6 +215,13 @@ func (r *reception) collect(ctx context.Context) error {
 func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 	var serve func() error
 	switch {
+	case s.Kind == streamPages && r.offer.Mode == ModeLazy:
+		select {
+		case r.pages <- s:
+			return nil
+		default:
+			return fmt.Errorf("%w: more than one stream of pages", wire.ErrProtocol)
+		}
 	case s.Kind == streamImages:
 		serve = func() error { return receiveImages(s, filepath.Join(r.bundle, migrationFolder)) }
 	case s.Kind == streamRootfs && !r.offer.Shared:
@@ -227,7 +243,11 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	h, begun := r.host, time.Now()
 	images := filepath.Join(r.bundle, migrationFolder)
-	v, err := h.planRestore(ctx, r.offer.NewID, r.bundle, images, RestoreOptions{Veth: r.offer.Veth, TCPEstablished: true})
+	o := RestoreOptions{Veth: r.offer.Veth, TCPEstablished: true}
+	if r.offer.Mode == ModeLazy {
+		o.LazyPages, o.dialPages = true, r.dialPages
+	}
+	v, err := h.planRestore(ctx, r.offer.NewID, r.bundle, images, o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -249,7 +269,11 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Container{host: h, id: r.offer.NewID, lc: v.lc, init: &Process{proc: proc}}, stats, nil
+	c := &Container{host: h, id: r.offer.NewID, lc: v.lc, init: &Process{proc: proc}}
+	if v.lazy != nil {
+		c.arrival = &arrival{entry: r.entry, lazy: v.lazy}
+	}
+	return c, stats, nil
 }
 
 // consent is called when the guest is whole and stands still. Its nil lets it
@@ -277,14 +301,26 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 	return nil
 }
 
-// finish is the part after which nothing fails any more: the guest runs.
-func (r *reception) finish(ctx context.Context, stats *Stats) {
+// finish is what comes when the guest runs. Only the memory of a lazy one may
+// fail to arrive.
+func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) error {
 	h, id := r.host, r.offer.NewID
-	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: id, State: recordRunning}); err != nil {
-		h.warn(id, "%v", err)
+	lazy := c.arrival != nil
+	note := func() {
+		if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: id, State: recordRunning}); err != nil {
+			h.warn(id, "%v", err)
+		}
+	}
+	if !lazy {
+		note()
 	}
 	told := r.control.Send(wire.Committed, nil)
-	if err := r.entry.End(); err != nil {
+	if err := r.awaitMemory(c); err != nil {
+		return err
+	}
+	if lazy {
+		note()
+	} else if err := r.entry.End(); err != nil {
 		h.warn(id, "%v", err)
 	}
 	if told == nil {
@@ -305,6 +341,7 @@ func (r *reception) finish(ctx context.Context, stats *Stats) {
 		h.watchInit(context.WithoutCancel(ctx), id, r.revival.pid, stats)
 		h.registerMachine(id, r.revival.pid, containerUUID(spec), r.revival.config.Rootfs)
 	}
+	return nil
 }
 
 // explainSource is explainWire for this side.

@@ -39,7 +39,7 @@ func (r *reception) answer(ctx context.Context) error {
 	if o.NewID == recordsFolder {
 		return fmt.Errorf("%w: %q", ErrInvalidID, o.NewID)
 	}
-	if o.Mode != modeCold {
+	if o.Mode != ModeCold && o.Mode != ModeLazy {
 		return withHint("use the same version of vzrun on both sides", "mode %.32q: %w", o.Mode, ErrUnsupported)
 	}
 	r.bundle = filepath.Join(r.o.Bundles, o.NewID)
@@ -139,6 +139,14 @@ func (r *reception) inspect(ctx context.Context, spec *specs.Spec) ([]Check, err
 		}
 		add("processor", "its features", map[bool]string{true: "all of them", false: "not all of them"}[err == nil], err == nil,
 			"move it to a host with the same processor or a newer one of its kind")
+	}
+	if o.Mode == ModeLazy {
+		err := unsupported(criu.CheckLazyRestore(len(spec.Linux.UIDMappings) > 0))
+		there := "supported"
+		if err != nil {
+			there = oneLine(err.Error())
+		}
+		add("lazy pages", "needed", there, err == nil, orCold(err))
 	}
 	if !o.Shared {
 		_, err = exec.LookPath("rsync")

@@ -20,6 +20,7 @@ const (
 	recordCommitted = "committed" // the word is there, it is about to run
 	recordRunning   = "running"   // it has run
 	recordAborted   = "aborted"   // it has not run, and never will
+	recordLost      = "lost"      // it has run, and its memory did not arrive
 )
 
 // migrationRecord is one file, named by the migration's token.

@@ -35,6 +35,9 @@ func (h *Host) undo(e *store.Entry) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	op := e.Operation
+	if err := h.holdMoved(ctx, e); err != nil {
+		return err
+	}
 	switch op.Step {
 	case stepServing:
 		if err := killCriu(ctx, op.Criu, op.CriuStart); err != nil {

@@ -117,3 +117,26 @@ control_file() {
 	echo "no $2 and no $3 in $1"
 	return 1
 }
+
+# with_sysctl NAME LEAST raises a setting of the host until restore_sysctls.
+with_sysctl() {
+	local was
+	was=$(sysctl -n "$1")
+	((was < $2)) || return 0
+	echo "$was" >"$BATS_FILE_TMPDIR/sysctl.$1"
+	sysctl -q -w "$1=$2"
+}
+
+restore_sysctls() {
+	local file
+	for file in "$BATS_FILE_TMPDIR"/sysctl.*; do
+		[[ ! -e $file ]] || sysctl -q -w "${file##*/sysctl.}=$(<"$file")"
+	done
+}
+
+# with_lazy_pages sets a host without CAP_SYS_RESOURCE, and with guests in user
+# namespaces, to what lazy pages need.
+with_lazy_pages() {
+	with_sysctl fs.pipe-max-size 4194304
+	with_sysctl vm.unprivileged_userfaultfd 1
+}

@@ -14,17 +14,11 @@ setup_file() {
 	suite_setup
 	MEMORY=$(build_command memory)
 	export MEMORY
-	# What a host without CAP_SYS_RESOURCE, and with guests in user namespaces,
-	# has to be set to.
-	with_sysctl fs.pipe-max-size 4194304
-	with_sysctl vm.unprivileged_userfaultfd 1
+	with_lazy_pages
 }
 
 teardown_file() {
-	local file
-	for file in "$BATS_FILE_TMPDIR"/sysctl.*; do
-		sysctl -q -w "${file##*/sysctl.}=$(<"$file")"
-	done
+	restore_sysctls
 	suite_teardown
 }
 
@@ -47,15 +41,6 @@ teardown() {
 	done
 	remove_tree "$VZ_AWAY"
 	vz_teardown
-}
-
-# with_sysctl NAME LEAST raises a setting of the host until the suite ends.
-with_sysctl() {
-	local was
-	was=$(sysctl -n "$1")
-	((was < $2)) || return 0
-	echo "$was" >"$BATS_FILE_TMPDIR/sysctl.$1"
-	sysctl -q -w "$1=$2"
 }
 
 # away ... is vzrun of the other host.

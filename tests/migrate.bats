@@ -18,18 +18,21 @@ setup_file() {
 	NET=${VZ_TAG//[^0-9]/}
 	NET=${NET: -6}
 	CUTTER=$(build_command cutter)
-	export VZ_ROOT VZ_TMP FILE_ID NET CUTTER
+	MEMORY=$(build_command memory)
+	export VZ_ROOT VZ_TMP FILE_ID NET CUTTER MEMORY
+	with_lazy_pages
 	scene_up
 }
 
 teardown_file() {
 	local host id
+	restore_sysctls
 	for host in a b; do
 		for id in $(on "$host" list --quiet); do
 			on "$host" delete --force "$id" || true
 		done
 	done
-	find /sys/fs/cgroup -depth -type d -name "vzrun-test-$VZ_TAG-b" -exec rmdir {} + 2>/dev/null || true
+	find /sys/fs/cgroup -depth -type d -name "vzrun-test-$VZ_TAG-[ab]" -exec rmdir {} + 2>/dev/null || true
 	for host in a b lan; do
 		ip netns delete "vzrun-test-$VZ_TAG-$host"
 	done
@@ -100,6 +103,13 @@ listen_b() {
 	wait_file "$T/b"
 }
 
+# listen_a does so at the source, for the way back.
+listen_a() {
+	spawn "$T/receive-a.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+		receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
+	wait_file "$T/a"
+}
+
 # cut MODE KIND puts a cutter before it, at $T/cut.
 cut_at() {
 	rm -f "$T/cut"
@@ -109,7 +119,12 @@ cut_at() {
 
 # small_guest runs a guest that counts into a file and is quick to move.
 small_guest() {
-	BUNDLE=$(app_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done')
+	if [[ ${MODE:-cold} == lazy ]]; then
+		BUNDLE=$(app_bundle "$ID" /memory 48 /count) # which looks after its memory
+		cp "$MEMORY" "$BUNDLE/rootfs/memory"
+	else
+		BUNDLE=$(app_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done')
+	fi
 	app_up "$BUNDLE" "$ID"
 	wait_lines "$BUNDLE/rootfs/count" 3
 }
@@ -134,7 +149,7 @@ runs_at() {
 
 nothing_at_b() { [[ -z $(on b list --quiet) && ! -e $(bundles)/$ID ]]; }
 
-migrate() { on a lazy-migrate "$@"; }
+migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 
 ### The proof
 
@@ -145,9 +160,11 @@ migrate() { on a lazy-migrate "$@"; }
 	vz_up "$guest" "$ID"
 	wait_guest "$ID"
 	listen_b
+	listen_a
 	mkfifo "$fifo"
 	nsenter --net="/run/netns/vzrun-test-$VZ_TAG-lan" -- "$T/vzguest" talk "$ADDRESS:7" <"$fifo" >"$T/talk" 2>&1 3>&- &
-	VZ_SPAWNED+=($!)
+	TALKER=$!
+	VZ_SPAWNED+=("$TALKER")
 	exec {TALK}>"$fifo"
 	wait_line "$T/talk" '^connected$'
 	wait_counter "$guest/rootfs"
@@ -157,22 +174,32 @@ migrate() { on a lazy-migrate "$@"; }
 	has_status "$ID" running
 	nothing_at_b
 
-	run -0 migrate --stats "$T/stats" --keep-source "$ID" "unix://$T/b"
+	run -0 on a lazy-migrate --stats "$T/stats" --keep-source "$ID" "unix://$T/b"
 	cat "$T/stats"
 	[[ $output == "$ID runs at unix://$T/b as $ID: frozen "* ]]
 	run ! vz state "$ID"
 	on b ready --timeout 60s "$ID"
 	wait_counter "$(bundles)/$ID/rootfs"
 	verify_counter "$(bundles)/$ID/rootfs"
+	jq -e '.mode == "lazy" and .memory_bytes > 1000000' "$T/stats"
+
+	# And back, in the other way.
+	run -0 on b lazy-migrate --mode cold --stats "$T/back" "$ID" "unix://$T/a"
+	cat "$T/back"
+	run ! on b state "$ID"
+	vz ready --timeout 60s "$ID"
+	wait_counter "$T/bundles-a/$ID/rootfs"
+	verify_counter "$T/bundles-a/$ID/rootfs"
 	exec {TALK}>&-
-	wait "${VZ_SPAWNED[-1]}"
+	wait "$TALKER"
 	cat "$T/talk"
 	grep -q '^lines=' "$T/talk"
 	[[ $(in_net lan curl -fsS --max-time 20 "http://$ADDRESS/") == *"vzrun test page"* ]]
-	jq -e '.frozen > 0 and .run >= .frozen and .total >= .run and .images_bytes > 1000000 and .rootfs_bytes > 1000000' "$T/stats"
-	# Neither side keeps anything of the move.
-	[[ ! -e $guest/migration && ! -e $(bundles)/$ID/migration && -z $(ls -A "$(bundles)/.migrations") ]]
-	[[ -z $(on a list --quiet) ]]
+	jq -e '.frozen > 0 and .run >= .frozen and .total >= .run and .images_bytes > 100000 and .rootfs_bytes > 1000000' "$T/stats"
+	# Neither side keeps anything of the moves but a source that was to.
+	[[ ! -e $guest/migration && -e $guest/rootfs && ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/migration ]]
+	[[ -z $(find "$(bundles)/.migrations" "$T/bundles-a/.migrations" -type f) ]]
+	[[ -z $(on b list --quiet) ]]
 }
 
 # small_move CUT KIND starts a migration of the small guest over a cutter that
@@ -180,7 +207,7 @@ migrate() { on a lazy-migrate "$@"; }
 held_move() {
 	cut_at hold "$1"
 	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate "$ID" "unix://$T/cut"
+		lazy-migrate --mode "${MODE:-cold}" "$ID" "unix://$T/cut"
 	MOVER=$SPAWNED
 	wait_line "$T/cutter.log" '^holding$' || {
 		cat "$T/migrate.log" "$T/receive.log"
@@ -409,4 +436,69 @@ certificate() {
 	runs_at a
 	migrate --ssh "$ssh" --remote-command "$there" "$ID" "ssh://root@$HOST_B:2222"
 	runs_at b
+}
+
+# settled: a move in mode lazy that was cut off is at one side, or has to be decided
+# upon, since it has run there and its memory is lost.
+settled() {
+	run --separate-stderr on a lazy-migrate --resolve "$ID" "unix://$T/b"
+	echo "$output$stderr"
+	if ((status == 0)) && [[ $output == "$ID has moved"* ]]; then
+		runs_at b
+		return
+	fi
+	if ((status != 0)); then
+		((status == 6))
+		[[ $stderr == *"did not arrive"*"--decide here"* ]]
+		[[ -z $(on b list --quiet) ]]
+		on a lazy-migrate --resolve --decide here "$ID"
+	fi
+	runs_at a
+	wait_until 10 nothing_at_b
+}
+
+@test "lazy: memory comes when it runs there, and whatever happens one side has the guest" {
+	local w whens=("before ready" "before commit" "before committed")
+	[[ ${VZ_FULL:-} != 1 ]] || whens=({before,after}" "{restore,ready,commit,committed})
+	MODE=lazy
+	listen_b
+	LISTENER=$SPAWNED
+	small_guest
+	run -0 migrate --stats "$T/stats" "$ID" "unix://$T/b"
+	jq -e '.memory_bytes > 40000000 and .images_bytes < 10000000' "$T/stats"
+	runs_at b
+	start_over
+	for w in "${whens[@]}"; do
+		echo "cut $w"
+		small_guest
+		# shellcheck disable=SC2086 # two words
+		cut_at $w
+		run migrate "$ID" "unix://$T/cut"
+		case $status in
+		0) runs_at b ;;
+		1)
+			runs_at a
+			wait_until 10 nothing_at_b
+			;;
+		6) settled ;;
+		*) return 1 ;;
+		esac
+		start_over
+	done
+	# Killed while the guest runs there and its memory is on the way.
+	for w in a b; do
+		echo "$w is killed"
+		small_guest
+		held_move committed
+		if [[ $w == a ]]; then
+			kill -KILL "$MOVER"
+		else
+			kill -KILL "$(pgrep -P "$LISTENER")"
+		fi
+		end_link
+		wait_exit "$MOVER"
+		has_status "$ID" paused
+		settled
+		start_over
+	done
 }

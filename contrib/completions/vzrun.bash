@@ -73,7 +73,7 @@ _vzrun_value() {
 		[[ $verb == ready ]] && plain=text
 		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
 		;;
-	--mode) mapfile -t COMPREPLY < <(compgen -W 'cold' -- "$current") ;;
+	--mode) mapfile -t COMPREPLY < <(compgen -W 'lazy cold' -- "$current") ;;
 	--decide) mapfile -t COMPREPLY < <(compgen -W 'here there' -- "$current") ;;
 	--progress) mapfile -t COMPREPLY < <(compgen -W 'auto json' -- "$current") ;;
 	--lxcfs) mapfile -t COMPREPLY < <(compgen -W 'auto no' -- "$current") ;;

@@ -84,6 +84,8 @@ type Migration struct {
 	Token string `json:"token"`
 	// Target is how the source dialled the destination.
 	Target string `json:"target,omitempty"`
+	// Lazy says that criu hands memory out, and ends only when it is told to.
+	Lazy bool `json:"lazy,omitempty"`
 	// Bundle and Record are the destination's: the bundle that it received,
 	// which is not its own to remove if Shared, and the file in which it
 	// keeps the outcome.
