@@ -55,6 +55,7 @@ add_workloads() {
 	# Every line differs, so that one that is missing is noticed.
 	seq 10000000 30000000 >"$rootfs/var/www/html/big"
 	cp "$BATS_TEST_DIRNAME"/workloads/echo.* "$rootfs/srv/"
+	cp "$BATS_TEST_DIRNAME"/workloads/jit.php "$rootfs/var/www/html/"
 	service_unit "$rootfs" python '/usr/bin/python3 /srv/echo.py 7001'
 	service_unit "$rootfs" threads '/usr/local/bin/load serve :7002 200'
 	service_unit "$rootfs" node '/usr/bin/node /srv/echo.js 7003'
@@ -101,7 +102,7 @@ client_end() {
 	}
 	wait_exit "$pid"
 	cat "$CLIENTS/$1/out"
-	grep -Eq "${3:-^(steps|lines)=}" "$CLIENTS/$1/out"
+	grep -Eq "${3:-^steps=}" "$CLIENTS/$1/out"
 }
 
 # clients_kill ends what a failed test has left.
@@ -121,7 +122,11 @@ client_runs() { grep -qaF "$CLIENTS" "/proc/$1/environ" 2>/dev/null; }
 client_goes_on() {
 	local name
 	for name; do
-		[[ ! -s $(log_of "$name") ]] || wait_lines "$(log_of "$name")" $(($(wc -l <"$(log_of "$name")") + 5))
+		if declare -F "${name}_goes_on" >/dev/null; then
+			"${name}_goes_on"
+		else
+			wait_lines "$(log_of "$name")" $(($(wc -l <"$(log_of "$name")") + 5))
+		fi
 	done
 }
 
@@ -129,7 +134,7 @@ client_goes_on() {
 talker() {
 	guest "$ID" systemctl start "$1"
 	wait_port "$2"
-	client "$1" "$BUNDLE/rootfs/usr/local/bin/vzguest" talk "$ADDRESS:$2"
+	client "$1" "$LOAD" talk "$(log_of "$1")" "$ADDRESS:$2"
 }
 
 talker_check() { [[ $(guest "$ID" systemctl is-active "$1") == active ]]; }
@@ -180,8 +185,19 @@ postgres_begin() {
 	client_net "${own_pid[@]}" "$dir/pid" $program "${bench_flags[@]}" --define base=0 --log-prefix "$dir/log" --file "$BUNDLE/rootfs/srv/transaction.sql" \
 		--host "$ADDRESS" bench </dev/null >"$dir/out" 2>&1 3>&- &
 	disown
-	wait_until "$VZ_PATIENCE" eval '(($(sql "SELECT count(*) FROM history WHERE client < 100") > 20))'
+	wait_transactions 'client < 100' 20
 }
+
+# wait_transactions CONDITION N waits for N more.
+wait_transactions() {
+	local from
+	from=$(sql "SELECT count(*) FROM history WHERE $1")
+	wait_until "$VZ_PATIENCE" more_transactions "$1" $((from + $2))
+}
+
+more_transactions() { (($(sql "SELECT count(*) FROM history WHERE $1") >= $2)); }
+
+postgres_goes_on() { wait_transactions 'client < 100' 20; }
 
 # pgbench ends its time at SIGALRM, and the transactions that it has begun.
 postgres_end() { client_end postgres ALRM '^number of failed transactions: 0 '; }
@@ -210,8 +226,10 @@ postgres_inside_begin() {
 	guest "$ID" systemd-run --quiet --unit bench --uid postgres --property StandardOutput=file:/srv/inside/out --property RemainAfterExit=yes \
 		sh -c 'exec /usr/lib/postgresql/*/bin/pgbench "$@"' bench "${bench_flags[@]}" --define base=100 \
 		--log-prefix /srv/inside/log --file /srv/transaction.sql bench
-	wait_until "$VZ_PATIENCE" eval '(($(sql "SELECT count(*) FROM history WHERE client >= 100") > 20))'
+	wait_transactions 'client >= 100' 20
 }
+
+postgres_inside_goes_on() { wait_transactions 'client >= 100' 20; }
 
 postgres_inside_end() {
 	guest "$ID" systemctl kill --signal ALRM bench
@@ -276,7 +294,11 @@ php_begin() {
 	client php "$LOAD" http "$(log_of php)" "http://$ADDRESS:8080/answer.php?n=%d" 'answer %d '
 }
 php_end() { client_end php; }
-php_check() { [[ $(guest "$ID" systemctl is-active 'php*-fpm') == active ]]; }
+php_check() {
+	talker_check "$(basename "$BUNDLE"/rootfs/usr/lib/systemd/system/php*-fpm.service)"
+	# It was its just-in-time compiler that was saved, too.
+	[[ $(client_net curl -fsS --max-time 20 "http://$ADDRESS:8080/jit.php") == 'compiler: on' ]]
+}
 
 ### MariaDB
 
@@ -365,6 +387,9 @@ holder_begin() {
 	guest "$ID" systemctl restart holder
 	wait_file "$BUNDLE/rootfs/srv/holder/ready"
 }
+# All of it is looked at in the end.
+holder_goes_on() { [[ $(guest "$ID" systemctl is-active holder) == active ]]; }
+
 holder_end() { guest "$ID" systemctl stop holder; }
 holder_check() {
 	cat "$BUNDLE/rootfs/srv/holder/report"

@@ -224,12 +224,13 @@ timer_unit() {
 	guest "$ID" systemctl restart cron
 	wait_lines "$minutes" 1 90
 	save
-	sleep "$(away)"
+	# It makes up for what it missed in less than five minutes.
+	sleep 130
 	load_again
 	wait_lines "$minutes" 3 200
 	rm "$BUNDLE/rootfs/etc/cron.d/test"
-	# No minute twice.
-	[[ -z $(awk '{ print int($1 / 60) }' "$minutes" | uniq -d) ]]
+	cat "$minutes"
+	awk '{ at = int($1 / 60) } NR == 1 { first = at } END { exit NR != at - first + 1 }' "$minutes"
 }
 
 ### Each alone
@@ -266,7 +267,7 @@ timer_unit() {
 	done
 	guest "$ID" systemd-run --quiet --unit queue --property KillMode=mixed holder /srv/queue posix-mqueue
 	wait_file "$rootfs/srv/queue/ready"
-	fails 1 'mount that is not part of the guest' vz checkpoint --tcp-established --image-path "$T/images" "$ID"
+	fails 1 'queue|mount that is not part of the guest' vz checkpoint --tcp-established --image-path "$T/images" "$ID"
 	has_status "$ID" running
 	guest "$ID" systemctl stop queue
 }

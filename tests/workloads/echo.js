@@ -1,4 +1,4 @@
-// A server for `vzguest talk`: it numbers the lines of each connection. A thread of
+// A server for `load talk`: it numbers the lines of each connection. A thread of
 // its own makes and drops objects, so that the heap is never at rest.
 "use strict";
 

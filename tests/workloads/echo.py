@@ -1,4 +1,4 @@
-"""A server for `vzguest talk`: it numbers the lines of each connection."""
+"""A server for `load talk`: it numbers the lines of each connection."""
 
 import socketserver
 import sys

@@ -27,6 +27,8 @@
 //	  systemd-resolved
 //	ImportCredential= of journald,     drop-ins                     a ramfs of systemd 262, empty or not
 //	  networkd and gettys
+//	PHP's choice of memory             system.conf.d and an ini     before its program, where CRIU cannot
+//	  for opcache                                                     put its code
 //	io_uring, bpf, userfaultfd,        seccomp: ENOSYS              descriptors without an image
 //	  memfd_secret, perf_event_open
 //	kernel keyrings                    seccomp: ENOSYS              not in the image: lost by a restore

@@ -10,13 +10,14 @@
 //	load http LOG URL WANT    requests over one connection that is kept; %d as above,
 //	                          WANT must be in the body
 //	load download LOG URL     one body, read slowly; in the end "sha256=SUM"
+//	load talk LOG ADDR        lines to a server that numbers them, such as `vzguest echo`
 //	load redis LOG ADDR KEY   append numbers to a list, whose length is the answer
 //	load memcached LOG ADDR   count, store and look up what was stored before
 //	load check LOG            compare what the service has (numbers on standard
 //	                          input, one a line) with what LOG says was answered:
 //	                          none is missing, none is there twice
 //
-//	load serve ADDR THREADS   a server for `vzguest talk`: each line is answered by
+//	load serve ADDR THREADS   a server for `load talk`: each line is answered by
 //	                          another one of so many threads
 //
 // LOG gets a line for each answer: number, nanoseconds since 1970, nanoseconds that
@@ -51,7 +52,7 @@ const (
 	patience = 120 * time.Second
 )
 
-var errUsage = errors.New("usage: load lines|http|download|redis|memcached|check|serve ARG..., see the source")
+var errUsage = errors.New("usage: load lines|http|download|talk|redis|memcached|check|serve ARG..., see the source")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -80,6 +81,8 @@ func run(ctx context.Context, args []string) error {
 		return client(ctx, args[1], func() (session, error) { return newHTTP(args[2], args[3]) })
 	case verb == "redis" && n == 4:
 		return client(ctx, args[1], func() (session, error) { return newRedis(args[2], args[3]) })
+	case verb == "talk" && n == 3:
+		return client(ctx, args[1], func() (session, error) { return newTalk(args[2]) })
 	case verb == "memcached" && n == 3:
 		return client(ctx, args[1], func() (session, error) { return newMemcached(args[2]) })
 	}

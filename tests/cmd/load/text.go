@@ -121,6 +121,27 @@ func (m *memcached) expect(request, want string) error {
 
 func (m *memcached) close() (string, error) { return "", m.conn.Close() }
 
+// talk is a connection to a server that numbers its lines.
+type talk struct {
+	conn    net.Conn
+	answers *bufio.Reader
+}
+
+func newTalk(addr string) (session, error) {
+	conn, answers, err := dial(addr)
+	return &talk{conn, answers}, err
+}
+
+func (t *talk) step(n int) error {
+	answer, err := ask(t.conn, t.answers, fmt.Sprintf("line %d\n", n))
+	if want := fmt.Sprintf("%d line %d", n, n); err == nil && answer != want {
+		err = fmt.Errorf("answer %.80q", answer)
+	}
+	return err
+}
+
+func (t *talk) close() (string, error) { return "", t.conn.Close() }
+
 // lines is a command that is written to and read from.
 type lines struct {
 	cmd      *exec.Cmd
