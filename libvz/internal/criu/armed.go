@@ -75,8 +75,14 @@ func FindArmed(init int, tasks []Task) (Armed, error) {
 	return found, nil
 }
 
+// maxArmed bounds what a guest can have us remember: hundreds are many.
+const maxArmed = 1 << 16
+
 // look adds a descriptor of a task if it is armed.
 func (a *Armed) look(t Task, dir, name string, ahead map[int]time.Duration) {
+	if len(a.Timers)+len(a.Triggers) >= maxArmed {
+		return
+	}
 	target, err := os.Readlink(filepath.Join(dir, "fd", name))
 	if err != nil || target != "anon_inode:[timerfd]" && !isPressure(target) {
 		return
