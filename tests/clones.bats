@@ -69,9 +69,9 @@ is_full() { [[ ${VZ_FULL:-} == 1 ]]; }
 # connection open.
 new_origin() {
 	local root
-	root=$("$BATS_TEST_DIRNAME/../contrib/rootfs" ssh | tail -n 1)
+	root=$("$BATS_TEST_DIRNAME/../contrib/rootfs" services | tail -n 1)
 	new_bundle "$BUNDLE" "$root"
-	ssh-keygen -A -f "$BUNDLE/rootfs" >/dev/null
+	ln -s /usr/lib/systemd/system/ssh.service "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
 	mkdir -p "$BUNDLE/rootfs/etc/vzrun/clone.d"
 	cat >"$BUNDLE/rootfs/etc/vzrun/clone.d/50-own" <<-'END'
 		#!/bin/sh
@@ -290,6 +290,7 @@ who() {
 	[[ ! -e $T/new ]]
 	fails 2 '--hostname goes with --clone-of' vz restore --hostname x "$ID"
 	fails 2 'exclude each other' vz restore --clone-of "$IMAGES" --image-path "$IMAGES" "$ID"
+	fails 2 'exclude each other' vz restore --clone-of "$IMAGES" --lazy-pages "$ID"
 	fails 1 'is no checkpoint' vz restore --clone-of "$T" "$ID"
 	nothing_of "$ID"
 	clone "$ID"

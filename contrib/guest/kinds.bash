@@ -17,12 +17,9 @@ build_debian11() { systemd_guest "$1" bullseye; }
 build_debian12() { systemd_guest "$1" bookworm; }
 build_sid() { systemd_guest "$1" sid; }
 
-# A server with an identity of its own, for clones.
-build_ssh() { systemd_guest "$1" trixie openssh-server; }
-
-# systemd_guest ROOT SUITE [PACKAGE...]
+# systemd_guest ROOT SUITE
 systemd_guest() {
-	debootstrap_guest "$1" "$2" "${systemd_packages[@]}" "${@:3}"
+	debootstrap_guest "$1" "$2" "${systemd_packages[@]}"
 	add_guest_program "$1"
 	add_services "$1"
 }
