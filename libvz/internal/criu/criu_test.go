@@ -81,6 +81,11 @@ func TestExplain(t *testing.T) {
 				"(00.7) Error (criu/cr-dump.c:1480): Can't infect (pid: 19754) with parasite\n",
 			cause: "the first executable memory of a task is shared", pid: 19754, firstOfLine: "Error (compel/src/lib/ptrace.c:73)",
 		},
+		"inotify instances": {
+			log: "(00.3)      1: Error (criu/fsnotify.c:664): fsnotify: Can't create inotify for 0x000022: Too many open files\n" +
+				"(00.3)      1: Error (criu/files.c:1221): Unable to open fd=13 id=0x22\n",
+			cause: "the host's limit of inotify instances", pid: 1, firstOfLine: "1: (fsnotify.c:664)",
+		},
 		"unknown": {
 			log: "(00.00) Error (criu/odd.c:1): something new\n", cause: "", firstOfLine: "(odd.c:1)",
 		},

@@ -91,6 +91,8 @@ func symptoms() []symptom {
 		s(`Can't lookup mount=|Can't open mount|Can't find mount for`, "a task has a file open on a mount that is not part of the guest", "end that task (an exec'ed session?) and try again"),
 		s(`Some file locks are hold by dumping tasks`, "tasks hold file locks", "add --file-locks"),
 		s(`Unable to open an userfaultfd`, "the kernel refuses userfaultfd in the guest's user namespace", "set vm.unprivileged_userfaultfd=1, or do without lazy pages"),
+		s(`Can't create inotify .*Too many open files`, "the host's limit of inotify instances of one user is reached, which restored guests share",
+			"sysctl -w fs.inotify.max_user_instances=8192"),
 		s(`File (\S+) has bad (?:size|mode|build-ID)`, "the file /$1 is not as it was at the checkpoint", "restore with the rootfs of that moment: a snapshot or a copy made right after the checkpoint"),
 		s(`(No space left on device|ENOSPC)`, "no space left for the images", "free space or choose another --image-path"),
 		s(`timens-0\.img.*Permission denied|Permission denied.*\.img`, "the guest's root cannot read the images", "put the images where no parent mount forbids it, or on a file system with id-mapped mounts"),
