@@ -5,8 +5,6 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/vzrun/vzrun/libvz"
 )
 
 // unlimited lets a verb take any number of arguments and hand them on.
@@ -49,22 +47,6 @@ func flagAfterID(verb, usage, arg string) error {
 		hint = fmt.Sprintf("a signal has no dash: vzrun kill <container-id> %d", signal)
 	}
 	return &usageError{msg: fmt.Sprintf("%s: flag %s after the container id", verb, arg), hint: hint}
-}
-
-// refuseFlags answers flags that runc has and vzrun does not have yet. They
-// are declared so that they can be refused by name instead of misunderstood.
-func refuseFlags(c *cli.Context, names ...string) error {
-	for _, name := range names {
-		if c.IsSet(name) {
-			return &libvz.Error{
-				Op:   c.Command.Name,
-				ID:   c.Args().First(),
-				Err:  fmt.Errorf("--%s: %w", name, libvz.ErrUnsupported),
-				Hint: "leave out --" + name,
-			}
-		}
-	}
-	return nil
 }
 
 // formatFlag is the --format that listing verbs share.

@@ -22,12 +22,10 @@ func checkpointCommand() *cli.Command {
 			&cli.BoolFlag{Name: "leave-running", Usage: "let the container go on afterwards"},
 			&cli.BoolFlag{Name: "link-remap", Usage: "give open files that were deleted a name again"},
 			&cli.BoolFlag{Name: "pre-dump", Usage: "write memory only and let the container go on"},
-			&cli.BoolFlag{Name: "tcp-skip-in-flight", Hidden: true},
+			&cli.BoolFlag{Name: "tcp-skip-in-flight", Usage: "leave out TCP connections that are being opened"},
 			&cli.BoolFlag{Name: "lazy-pages", Usage: "serve memory at --page-server when a restore elsewhere asks for it"},
 			&cli.IntFlag{Name: "status-fd", Value: -1, Usage: "write a zero byte to descriptor `FD` when memory can be asked for"},
 			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages listen at `ADDRESS:PORT`, else send memory to the criu page-server there"},
-			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
-			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
 		}),
 		Action: checkpoint,
 	}
@@ -43,15 +41,14 @@ func imageFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "shell-job", Usage: "allow a terminal that the container does not own"},
 		&cli.BoolFlag{Name: "file-locks", Usage: "keep file locks"},
 		&cli.StringFlag{Name: "manage-cgroups-mode", Usage: "`MODE`: soft, full, strict or ignore"},
+		&cli.StringSliceFlag{Name: "empty-ns", Usage: "leave out what is in the namespace `NS`: network"},
+		&cli.BoolFlag{Name: "auto-dedup", Usage: "give back the room of memory images that are not needed any more"},
 		&cli.BoolFlag{Name: "print-stats", Usage: "print what it took, as JSON"},
 	}
 }
 
 func checkpoint(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
-		return err
-	}
-	if err := refuseFlags(c, "tcp-skip-in-flight", "empty-ns", "auto-dedup"); err != nil {
 		return err
 	}
 	o, err := checkpointOptions(c)
@@ -86,6 +83,10 @@ func checkpointOptions(c *cli.Context) (libvz.CheckpointOptions, error) {
 	if err != nil {
 		return libvz.CheckpointOptions{}, err
 	}
+	empty, err := emptyNetwork(c)
+	if err != nil {
+		return libvz.CheckpointOptions{}, err
+	}
 	mode, err := cgroupsMode(c)
 	return libvz.CheckpointOptions{
 		ImagePath: paths[0], WorkPath: paths[1], ParentPath: c.String("parent-path"),
@@ -93,6 +94,7 @@ func checkpointOptions(c *cli.Context) (libvz.CheckpointOptions, error) {
 		ExtUnixSockets: c.Bool("ext-unix-sk"), ShellJob: c.Bool("shell-job"),
 		FileLocks: c.Bool("file-locks"), LinkRemap: c.Bool("link-remap"),
 		PreDump: c.Bool("pre-dump"), ManageCgroups: mode,
+		TCPSkipInFlight: c.Bool("tcp-skip-in-flight"), EmptyNetwork: empty, AutoDedup: c.Bool("auto-dedup"),
 		LazyPages: c.Bool("lazy-pages"), PageServer: c.String("page-server"), Serving: serving,
 	}, err
 }
@@ -120,6 +122,17 @@ func statusWriter(c *cli.Context) (func() error, error) {
 		_, err := file.Write([]byte{0})
 		return errors.Join(err, file.Close())
 	}, nil
+}
+
+// emptyNetwork reads --empty-ns, of which runc, too, knows the network alone.
+func emptyNetwork(c *cli.Context) (bool, error) {
+	names := c.StringSlice("empty-ns")
+	for _, name := range names {
+		if name != "network" {
+			return false, &usageError{msg: fmt.Sprintf("%s: --empty-ns %q is not supported", c.Command.Name, name), hint: "the only one is network"}
+		}
+	}
+	return len(names) > 0, nil
 }
 
 func cgroupsMode(c *cli.Context) (string, error) {

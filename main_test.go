@@ -118,25 +118,12 @@ func TestVerbsRefuseSurplusArguments(t *testing.T) {
 	}
 }
 
-func TestUnsupportedFlagsAreRefused(t *testing.T) {
-	for _, args := range [][]string{
-		{"checkpoint", "--empty-ns", "network", "id"},
-		{"checkpoint", "--auto-dedup", "id"},
-		{"checkpoint", "--tcp-skip-in-flight", "id"},
-		{"restore", "--lsm-profile", "apparmor:x", "id"},
-		{"restore", "--lsm-mount-context", "x", "id"},
-	} {
-		err := newApp().RunContext(context.Background(), append([]string{"vzrun", "--root", t.TempDir()}, args...))
-		if exitCode(err) != codeUnsupported || hintOf(err) == "" {
-			t.Errorf("%q: %v with hint %q, want it unsupported", args, err, hintOf(err))
-		}
-	}
-}
-
 func TestCommandLineErrors(t *testing.T) {
 	root := t.TempDir()
 	for _, args := range [][]string{
 		{"--bogus"},
+		{"checkpoint", "--empty-ns", "pid", "id"},
+		{"restore", "--empty-ns", "mount", "id"},
 		{"bogus"},
 		{"--root", "/", "list"},
 		{"--root", "", "list"},

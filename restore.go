@@ -28,12 +28,10 @@ func restoreCommand() *cli.Command {
 			&cli.StringFlag{Name: "machine-id", Usage: "identity of the clone, new or `ID` of 32 hex digits"},
 			&cli.StringSliceFlag{Name: "net", KeepSpace: true, Usage: "connect the clone's interface, `SPEC` as for run; may be repeated"},
 			&cli.BoolFlag{Name: "share-memory", Usage: "let the kernel merge equal memory of the clone and others (KSM)"},
-			&cli.StringSliceFlag{Name: "empty-ns", Hidden: true},
-			&cli.BoolFlag{Name: "auto-dedup", Hidden: true},
 			&cli.BoolFlag{Name: "lazy-pages", Usage: "let the container run before its memory is in place"},
 			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages fetch memory from the checkpoint at `ADDRESS:PORT`"},
-			&cli.StringFlag{Name: "lsm-profile", Hidden: true},
-			&cli.StringFlag{Name: "lsm-mount-context", Hidden: true},
+			&cli.StringFlag{Name: "lsm-profile", Usage: "confine processes by `TYPE:NAME` (apparmor, selinux) in place of what they had"},
+			&cli.StringFlag{Name: "lsm-mount-context", Usage: "SELinux `CONTEXT` of mounts in place of what they had"},
 		}),
 		Action: restore,
 	}
@@ -41,9 +39,6 @@ func restoreCommand() *cli.Command {
 
 func restore(c *cli.Context) error {
 	if err := checkArgs(c, 1, 1); err != nil {
-		return err
-	}
-	if err := refuseFlags(c, "empty-ns", "auto-dedup", "lsm-profile", "lsm-mount-context"); err != nil {
 		return err
 	}
 	if err := checkCloneFlags(c); err != nil {
@@ -179,6 +174,10 @@ func restoreOptions(c *cli.Context) (o libvz.RestoreOptions, images, bundle stri
 	if bundle, err = bundlePath(c); err != nil {
 		return o, "", "", err
 	}
+	empty, err := emptyNetwork(c)
+	if err != nil {
+		return o, "", "", err
+	}
 	mode, err := cgroupsMode(c)
 	return libvz.RestoreOptions{
 		NoPivot: c.Bool("no-pivot"), WorkPath: paths[1],
@@ -186,6 +185,8 @@ func restoreOptions(c *cli.Context) (o libvz.RestoreOptions, images, bundle stri
 		ShellJob: c.Bool("shell-job"), FileLocks: c.Bool("file-locks"),
 		ManageCgroups: mode, Veth: c.StringSlice("veth"),
 		LazyPages: c.Bool("lazy-pages"), PageServer: c.String("page-server"),
+		EmptyNetwork: empty, AutoDedup: c.Bool("auto-dedup"),
+		LSMProfile: c.String("lsm-profile"), LSMMountContext: c.String("lsm-mount-context"),
 	}, paths[0], bundle, err
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/utils"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
@@ -37,6 +38,10 @@ type CheckpointOptions struct {
 	// come from outside, FileLocks file locks (always kept for a whole
 	// operating system), LinkRemap files that are open and deleted.
 	TCPEstablished, ExtUnixSockets, ShellJob, FileLocks, LinkRemap bool
+	// TCPSkipInFlight leaves out connections that nobody has accepted yet.
+	// EmptyNetwork saves a network namespace without what is in it.
+	// AutoDedup takes pages out of the chain before that are saved again.
+	TCPSkipInFlight, EmptyNetwork, AutoDedup bool
 	// ManageCgroups is CRIU's mode: "", ignore, none, props, soft, full,
 	// strict.
 	ManageCgroups string
@@ -101,6 +106,9 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 		return nil, err
 	}
 	d.manifest.Criu, d.opts.Criu = version, path
+	if err := d.manifest.checkParent(images); err != nil {
+		return nil, err
+	}
 	if err := newImageDir(images); err != nil {
 		return nil, err
 	}
@@ -197,6 +205,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	d := &dumpPlan{state: st, manifest: manifest{
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
+		EmptyNetwork: o.EmptyNetwork,
 	}}
 	d.system = c.guestInit() != ""
 	if spec.Linux != nil {
@@ -208,7 +217,9 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			return nil, err
 		}
 	}
-	if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
+	if o.EmptyNetwork {
+		recordNetwork(spec, "")
+	} else if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
 		if d.manifest.Links, err = vnet.Capture(st.InitProcessPid); err != nil {
 			return nil, fmt.Errorf("record network links: %w", err)
 		}
@@ -224,9 +235,10 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			Root: st.Config.Rootfs, Mounts: append(mounts, maskedFiles(&st.Config, st.InitProcessPid)...),
 			ManageCgroups: o.ManageCgroups, TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets,
 			ShellJob: o.ShellJob, FileLocks: o.FileLocks || d.system, LinkRemap: o.LinkRemap || d.system,
+			ConfigFile: c.criuConfig(), AutoDedup: o.AutoDedup, EmptyNet: o.EmptyNetwork,
 		},
 		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
-		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump,
+		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump, TCPSkipInFlight: o.TCPSkipInFlight,
 	}
 	if lxcfsOf(&st.Config) != "" {
 		d.opts.Unsized = lxcfsPlaces()
@@ -275,6 +287,25 @@ func freezer(st *libcontainer.State) string {
 		return st.CgroupPaths[""]
 	}
 	return st.CgroupPaths["freezer"]
+}
+
+// annotationCriu names a configuration file of CRIU's, as runc has it: "" is
+// none, and without it there is that of runc.
+const (
+	annotationCriu    = "org.criu.config"
+	defaultCriuConfig = "/etc/criu/runc.conf"
+)
+
+func criuConfigOf(annotations map[string]string) string {
+	if path, set := annotations[annotationCriu]; set {
+		return path
+	}
+	return defaultCriuConfig
+}
+
+func (c *Container) criuConfig() string {
+	_, all := utils.Annotations(c.lc.Config().Labels)
+	return criuConfigOf(all)
 }
 
 // dump runs CRIU and commits at its post-dump stage: until that is granted the

@@ -64,6 +64,11 @@ type manifest struct {
 	TCPEstablished bool     `json:"tcp_established,omitempty"`
 	ExtUnixSockets bool     `json:"ext_unix_sockets,omitempty"`
 	ShellJob       bool     `json:"shell_job,omitempty"`
+	// EmptyNetwork is true where nothing of the network namespace was saved.
+	EmptyNetwork bool `json:"empty_network,omitempty"`
+	// UsedUp is true from the moment at which a restore with AutoDedup began:
+	// memory that it had read is no longer there.
+	UsedUp bool `json:"used_up,omitempty"`
 }
 
 // newImageDir creates the directory of a checkpoint, open to root and its group
@@ -235,6 +240,47 @@ func (m *manifest) chain(dir string) ([]string, error) {
 	return dirs, nil
 }
 
+// checkParent refuses to build a checkpoint in dir on what is no pre-dump of the
+// same guest, or on one that lacks something.
+func (m *manifest) checkParent(dir string) error {
+	if m.Parent == "" {
+		return nil
+	}
+	const hint = "name the directory of the last --pre-dump, relative to --image-path"
+	if filepath.IsAbs(m.Parent) {
+		return withHint(hint, "--parent-path %s is not relative to the images", m.Parent)
+	}
+	path := filepath.Join(dir, m.Parent)
+	p, err := loadManifest(path)
+	if err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	switch {
+	case p.Spec == nil || p.ID != m.ID || containerUUID(p.Spec) != containerUUID(m.Spec):
+		return withHint(hint, "parent %s is of another container", path)
+	case !p.PreDump:
+		return withHint(hint, "parent %s is no pre-dump", path)
+	}
+	_, err = p.chain(path)
+	if err == nil {
+		err = p.checkFiles(path)
+	}
+	return err
+}
+
+// useUp notes that what is in dir can be restored no second time.
+func (m *manifest) useUp(dir string) error {
+	m.UsedUp = true
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := store.WriteFile(filepath.Join(dir, manifestName), data, 0o600); err != nil {
+		return fmt.Errorf("write manifest: %w", err)
+	}
+	return nil
+}
+
 // check compares the manifest with this host and with what is in dir.
 func (m *manifest) check(dir string) error {
 	const damaged = "the checkpoint is damaged: take another"
@@ -245,6 +291,8 @@ func (m *manifest) check(dir string) error {
 		return withHint(damaged, "%s/%s is incomplete", dir, manifestName)
 	case m.Arch != runtime.GOARCH:
 		return withHint("restore it on a host like the one it is from", "checkpoint of a %s machine: %w on %s", m.Arch, ErrUnsupported, runtime.GOARCH)
+	case m.UsedUp:
+		return withHint("take another checkpoint", "%s is used up: a restore with --auto-dedup has begun from it", dir)
 	case m.PreDump:
 		return withHint("restore the final checkpoint of that chain", "%s is a pre-dump: it holds memory only", dir)
 	}

@@ -26,6 +26,15 @@ type RestoreOptions struct {
 	// What the checkpoint was taken with is on again by itself.
 	TCPEstablished, ExtUnixSockets, ShellJob, FileLocks bool
 	ManageCgroups                                       string // as at the checkpoint
+	// EmptyNetwork restores nothing into the network namespace; it is on by
+	// itself where nothing was saved.
+	EmptyNetwork bool
+	// AutoDedup gives back the room of the images while memory is read: they
+	// are used up, even if the restore fails.
+	AutoDedup bool
+	// LSMProfile, "apparmor:NAME" or "selinux:LABEL", and LSMMountContext, of
+	// SELinux, replace what processes and mounts had; "" = as they were.
+	LSMProfile, LSMMountContext string
 	// Veth renames host ends of network links, "eth0=vzc1" or, attached to
 	// a bridge, "eth0=vzc1@br0"; links not named keep the host end they had.
 	Veth []string
@@ -147,6 +156,10 @@ func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o Res
 	if err := m.checkMemory(images, o); err != nil {
 		return nil, err
 	}
+	if m.EmptyNetwork = m.EmptyNetwork || o.EmptyNetwork; m.EmptyNetwork {
+		m.Links = nil
+		recordNetwork(m.Spec, "")
+	}
 	if hasNotify(m.Spec) && !hasNotify(spec) {
 		h.offerNotify(id, spec)
 	}
@@ -267,6 +280,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		if r.opts.ImagesDir != nil {
 			defer r.opts.ImagesDir.Close()
 		}
+		if r.options.AutoDedup {
+			if err := r.manifest.useUp(r.images); err != nil {
+				return err
+			}
+		}
 		r.host.event(Event{ID: r.id, Step: "restoring"})
 		begun := time.Now()
 		defer r.abortAfter(ctx)()
@@ -320,11 +338,13 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 		ManageCgroups:  o.ManageCgroups,
 		TCPEstablished: o.TCPEstablished || m.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets || m.ExtUnixSockets,
 		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
+		ConfigFile: criuConfigOf(r.spec.Annotations), AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork,
 		Started: r.criuStarted, Stage: r.stage,
 	}
 	if r.clone != nil {
 		r.opts.TCPEstablished, r.opts.TCPClose, r.opts.ShareMemory = false, true, r.clone.share
 	}
+	r.opts.LSMProfile, r.opts.LSMMountContext = o.LSMProfile, o.LSMMountContext
 	r.opts.Stdio = [3]*os.File{o.Stdin, o.Stdout, o.Stderr}
 	r.opts.JoinCgroups = r.joinCgroups
 	for _, l := range r.links {

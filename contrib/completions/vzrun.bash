@@ -11,7 +11,8 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
  --memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
- --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd
+ --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd --empty-ns
+ --lsm-profile --lsm-mount-context
  --mode --new-id --decide --progress --stats --ssh --remote-command --tls-cert --tls-key
  --tls-ca --listen --bundles --cgroup-parent --allow '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
@@ -21,15 +22,15 @@ _vzrun_verbs='checkpoint console create delete enter events exec features help k
 
 _vzrun_flags() {
 	local images='--image-path --work-path --tcp-established --ext-unix-sk
-		--shell-job --file-locks --manage-cgroups-mode --print-stats'
+		--shell-job --file-locks --manage-cgroups-mode --print-stats --empty-ns --auto-dedup'
 	local launch='--bundle --console-socket --pid-file --no-pivot'
 	case $1 in
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
 	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
-		--clone-of --hostname --machine-id --net --share-memory" ;;
-	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd" ;;
+		--clone-of --hostname --machine-id --net --share-memory --lsm-profile --lsm-mount-context" ;;
+	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd --tcp-skip-in-flight" ;;
 	lazy-migrate) echo '--mode --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
 		--progress --stats --ssh --remote-command --tls-cert --tls-key --tls-ca' ;;
 	receive) echo '--listen --bundles --cgroup-parent --tls --allow --tls-cert --tls-key --tls-ca' ;;

@@ -11,6 +11,7 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
 	"github.com/checkpoint-restore/go-criu/v8/stats"
+	"golang.org/x/sys/unix"
 )
 
 // Names of CRIU's logs in the work directory.
@@ -45,7 +46,13 @@ type Common struct {
 	Root          string
 	Mounts        []External
 	ManageCgroups string // "", ignore, none, props, soft, full, strict
-	ConfigFile    string // CRIU configuration file; "" = none
+	// ConfigFile is a configuration file of CRIU's, whose options win over
+	// these; "" = none, and one that cannot be opened is none either.
+	ConfigFile string
+	// AutoDedup gives back the room of pages as soon as nobody needs them in
+	// that place: those of parents that are saved again, and all that are
+	// restored. EmptyNet leaves out what is in the network namespace.
+	AutoDedup, EmptyNet bool
 	TCPEstablished, ExtUnixSockets, ShellJob,
 	FileLocks, LinkRemap bool
 	// TCPClose makes open TCP connections closed ones at the restore.
@@ -73,6 +80,8 @@ type DumpOptions struct {
 	// CRIU writes them: net[INODE]:KEY.
 	Namespaces            []string
 	LeaveRunning, PreDump bool
+	// TCPSkipInFlight leaves out connections that are not accepted yet.
+	TCPSkipInFlight bool
 	// Lazy, where not nil, makes the dump a lazy one. It is called when the
 	// images are complete but for most of the memory, and consented to; the
 	// tasks are stopped. When it returns nil the tasks are ended; an error
@@ -132,6 +141,7 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	opts.Pid = new(int32(o.Pid))
 	opts.LeaveRunning = new(o.LeaveRunning)
 	opts.GhostLimit = new(uint32(ghostLimit))
+	opts.TcpSkipInFlight = new(o.TCPSkipInFlight)
 	opts.External = o.Namespaces
 	if o.FreezeCgroup != "" {
 		opts.FreezeCgroup = new(o.FreezeCgroup)
@@ -146,6 +156,7 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	}
 	var inherit []*os.File
 	var lazy *lazyDump
+	extra := ""
 	switch {
 	case o.Lazy != nil:
 		if lazy, err = o.prepareLazy(); err != nil {
@@ -153,13 +164,17 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 		}
 		defer lazy.close()
 		opts.LazyPages = new(true)
-		opts.ConfigFile = new(fmt.Sprintf("/proc/self/fd/%d", lazyConfigFD))
-		inherit = []*os.File{lazy.theirs, lazy.mine, lazy.config}
+		extra = fmt.Sprintf("ps-socket %d", inheritBase)
+		inherit = []*os.File{lazy.theirs, lazy.mine}
 	case o.SendPages != nil:
 		opts.Ps = &rpc.CriuPageServerInfo{Fd: new(int32(inheritBase))}
 		inherit = []*os.File{o.SendPages}
 	case o.PageServer.Address != "":
 		opts.Ps = &rpc.CriuPageServerInfo{Address: &o.PageServer.Address, Port: new(int32(o.PageServer.Port))}
+	}
+	inherit, err = o.configure(opts, extra, inherit)
+	if err != nil {
+		return err
 	}
 	err = o.dumpWith(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, lazy, inherit)
 	if err != nil {
@@ -247,6 +262,10 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 		work.Close()
 		return nil, nil, err
 	}
+	empty := uint32(0)
+	if c.EmptyNet {
+		empty = unix.CLONE_NEWNET
+	}
 	opts := &rpc.CriuOpts{
 		ImagesDirFd:       new(int32(images.Fd())),
 		WorkDirFd:         new(int32(work.Fd())),
@@ -263,18 +282,43 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 		FileLocks:         new(c.FileLocks),
 		LinkRemap:         new(c.LinkRemap),
 		OrphanPtsMaster:   new(true),
+		AutoDedup:         new(c.AutoDedup),
 		// The guest's network namespace is saved with all that is in it
-		// (an empty one would lose units with PrivateNetwork=).
-		EmptyNs:     new(uint32(0)),
+		// (an empty one loses units with PrivateNetwork=).
+		EmptyNs:     &empty,
 		NetworkLock: rpc.CriuNetworkLockMethod_NFTABLES.Enum(),
 	}
 	for _, m := range c.Mounts {
 		opts.ExtMnt = append(opts.ExtMnt, &rpc.ExtMountMap{Key: new(m.Key), Val: new(m.Val)})
 	}
-	if c.ConfigFile != "" {
-		opts.ConfigFile = new(c.ConfigFile)
-	}
 	return opts, func() { images.Close(); work.Close() }, nil
+}
+
+// configure adds the configuration file to what criu inherits, with a line of
+// ours. criu gets what is in it now, wherever it lies.
+func (c *Common) configure(opts *rpc.CriuOpts, line string, inherit []*os.File) ([]*os.File, error) {
+	var text []byte
+	if c.ConfigFile != "" {
+		var err error
+		if text, err = os.ReadFile(c.ConfigFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("criu configuration: %w", err)
+		}
+	}
+	if line == "" && len(text) == 0 {
+		return inherit, nil
+	}
+	fd, err := unix.MemfdCreate("criu.conf", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "criu.conf")
+	if _, err := f.Write(append(text, "\n"+line+"\n"...)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("criu configuration: %w", err)
+	}
+	opts.ConfigFile = new(fmt.Sprintf("/proc/self/fd/%d", inheritBase+len(inherit)))
+	// It is closed when it is collected: criu has it by then, or never will.
+	return append(inherit, f), nil
 }
 
 func cgroupMode(name string) (rpc.CriuCgMode, error) {

@@ -69,7 +69,7 @@ func symptoms() []symptom {
 	passed := s(`Control messages in queue`, "a descriptor or credentials are on their way through a unix socket", "try again")
 	spawning := s(`Unseizable non-zombie \d+ found, state D|No NS ID with kid`, "a task is starting another this moment", "try again")
 	race.retry, waiting.retry, passed.retry, spawning.retry = true, true, true, true
-	tracking := s(`Tracking memory is not available`, "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)", "take a whole checkpoint, without --pre-dump and --parent-path")
+	tracking := s(`Tracking memory is not available`, "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)", "take a whole checkpoint, without --pre-dump and --parent-path, or one with --lazy-pages, which moves the memory last")
 	tracking.unsupported = true
 	return []symptom{
 		race, waiting, passed, spawning, tracking,
@@ -78,7 +78,7 @@ func symptoms() []symptom {
 		s(`io_uring`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system` and without the feature io_uring, or turn io_uring off in that program"),
 		s(`Unsupported proto 262|Unknown.*proto.*262`, "a task has an MPTCP socket, which CRIU cannot save", "set the sysctl net.mptcp.enabled=0 in config.json and restart the program"),
 		s(`Connected TCP socket|established TCP`, "the guest has open TCP connections", "add --tcp-established to keep them"),
-		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again"),
+		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again, or add --tcp-skip-in-flight to leave it out"),
 		s(`External socket is used`, "a unix socket of the guest is connected to one outside", "add --ext-unix-sk, or close that connection"),
 		s(`Found dangling pty|Found slave peer without master|tty.*Don't have tty to inherit session|Found session leader with no`, "a task holds a terminal whose other end is outside the guest", "end that session (log out), or add --shell-job"),
 		s(`ctty inheritance detected`, "a program in a login session has /dev/tty open, whose terminal another process holds too",

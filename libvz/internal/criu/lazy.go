@@ -108,18 +108,10 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 type lazyDump struct {
 	serve        func(context.Context, *PageServer) error
 	mine, theirs *os.File
-	config       *os.File
 	server       *PageServer
 	done         chan error // nil until serve runs
 	cancel       context.CancelFunc
 }
-
-// Descriptor numbers in criu: 0-2 are stdio, 3 is the RPC socket.
-const (
-	lazySocketFD = inheritBase + iota
-	lazyOwnerFD
-	lazyConfigFD
-)
 
 // prepareLazy makes the socket that CRIU serves. RPC has no field for it in a
 // lazy dump (it takes the address away, too: CRIU would listen to anybody), the
@@ -143,30 +135,7 @@ func (o *DumpOptions) prepareLazy() (_ *lazyDump, retErr error) {
 		return nil, fmt.Errorf("socket for pages: %w", err)
 	}
 	l.server = &PageServer{conn: conn.(*net.UnixConn)}
-	l.config, err = configFile(o.ConfigFile, fmt.Sprintf("ps-socket %d", lazySocketFD))
-	return l, err
-}
-
-// configFile returns a file in memory that says what the configuration file
-// named does, and line.
-func configFile(name, line string) (*os.File, error) {
-	var text []byte
-	if name != "" {
-		var err error
-		if text, err = os.ReadFile(name); err != nil {
-			return nil, fmt.Errorf("criu configuration: %w", err)
-		}
-	}
-	fd, err := unix.MemfdCreate("criu.conf", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "criu.conf")
-	if _, err := f.Write(append(text, "\n"+line+"\n"...)); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("criu configuration: %w", err)
-	}
-	return f, nil
+	return l, nil
 }
 
 // begin runs serve beside the dump, whose images are complete.
@@ -213,7 +182,7 @@ func (l *lazyDump) close() {
 	if l.server != nil {
 		l.server.conn.Close()
 	}
-	for _, f := range []*os.File{l.mine, l.theirs, l.config} {
+	for _, f := range []*os.File{l.mine, l.theirs} {
 		if f != nil {
 			f.Close()
 		}

@@ -33,6 +33,9 @@ type RestoreOptions struct {
 	Stdio     [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
 	Veths     []Veth
 	Inherit   []Inherit
+	// LSMProfile ("apparmor:NAME" or "selinux:LABEL") and LSMMountContext
+	// take the place of what the tasks and the mounts had.
+	LSMProfile, LSMMountContext string
 	// Lazy leaves memory to the LazyPages that listens in Work.
 	Lazy bool
 	// ShareMemory lets the kernel merge equal pages of the tasks (KSM).
@@ -59,6 +62,12 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 		opts.ImagesDirFd = new(int32(o.ImagesDir.Fd()))
 	}
 	opts.RstSibling = new(true)
+	if o.LSMProfile != "" {
+		opts.LsmProfile = &o.LSMProfile
+	}
+	if o.LSMMountContext != "" {
+		opts.LsmMountContext = &o.LSMMountContext
+	}
 	if o.Lazy {
 		opts.LazyPages = new(true)
 	}
@@ -84,8 +93,12 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 		files = append(files, in.File)
 		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: new(in.Key), Fd: new(int32(inheritBase + i))})
 	}
+	files, err := o.configure(opts, "", files)
+	if err != nil {
+		return 0, err
+	}
 	var s *server
-	err := mergeable(o.ShareMemory, func() (err error) {
+	err = mergeable(o.ShareMemory, func() (err error) {
 		s, err = serve(o.Criu, o.Stdio, files...)
 		return err
 	})
