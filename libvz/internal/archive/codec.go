@@ -1,0 +1,130 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+
+	"filippo.io/age"
+	"github.com/klauspost/compress/zstd"
+)
+
+// What a stream begins with.
+var (
+	magicAge  = []byte("age-encryption.org/")
+	magicZstd = []byte{0x28, 0xb5, 0x2f, 0xfd}
+	magicGzip = []byte{0x1f, 0x8b}
+)
+
+// maxWindow bounds the memory that a stream may ask its reader for. zstd itself
+// has windows of 8 MiB up to level 19.
+const maxWindow = 128 << 20
+
+// ParseRecipients reads age's recipients, one a line (age(1)); empty lines and
+// those that begin with # are skipped.
+func ParseRecipients(text string) ([]age.Recipient, error) {
+	return age.ParseRecipients(strings.NewReader(text))
+}
+
+// ParseIdentities reads age's identities, as age-keygen(1) writes them.
+func ParseIdentities(text string) ([]age.Identity, error) {
+	return age.ParseIdentities(strings.NewReader(text))
+}
+
+// encoder is the way of a stream's bytes to where it is written.
+type encoder struct {
+	io.Writer
+	layers []io.Closer // the outermost last
+}
+
+// encode compresses (level as zstd's, 0 = not) and then encrypts.
+func encode(w io.Writer, level int, recipients []age.Recipient) (*encoder, error) {
+	e := &encoder{Writer: w}
+	if len(recipients) > 0 {
+		sealed, err := age.Encrypt(w, recipients...)
+		if err != nil {
+			return nil, err
+		}
+		e.Writer, e.layers = sealed, append(e.layers, sealed)
+	}
+	if level == 0 {
+		return e, nil
+	}
+	z, err := zstd.NewWriter(e.Writer, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	if err != nil {
+		return nil, err
+	}
+	e.Writer, e.layers = z, append(e.layers, z)
+	return e, nil
+}
+
+// Close writes what is left, the innermost layer first.
+func (e *encoder) Close() error {
+	for i := len(e.layers) - 1; i >= 0; i-- {
+		if err := e.layers[i].Close(); err != nil {
+			return err
+		}
+	}
+	e.layers = nil
+	return nil
+}
+
+// decoder is a stream without its encryption and compression.
+type decoder struct {
+	io.Reader
+	// Encrypted and Compression ("", gzip or zstd) are what was found.
+	encrypted   bool
+	compression string
+	source      *bufio.Reader // under all of it
+	close       func()
+}
+
+// decode looks at a stream and undoes what was done to it.
+func decode(r io.Reader, identities []age.Identity) (*decoder, error) {
+	d := &decoder{source: bufio.NewReaderSize(r, 1<<20), close: func() {}}
+	in := d.source
+	begin, err := in.Peek(len(magicAge))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if bytes.Equal(begin, magicAge) {
+		if len(identities) == 0 {
+			return nil, ErrIdentity
+		}
+		open, err := age.Decrypt(in, identities...)
+		var no *age.NoIdentityMatchError
+		if errors.As(err, &no) {
+			return nil, fmt.Errorf("%w to others", ErrIdentity)
+		}
+		if err != nil {
+			return nil, damaged("%w", err)
+		}
+		d.encrypted = true
+		in = bufio.NewReaderSize(open, 1<<20)
+	}
+	begin, err = in.Peek(len(magicZstd))
+	switch {
+	case err != nil && !errors.Is(err, io.EOF):
+		return nil, damaged("%w", err)
+	case bytes.HasPrefix(begin, magicZstd):
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, damaged("%w", err)
+		}
+		d.Reader, d.compression, d.close = z, "zstd", z.Close
+	case bytes.HasPrefix(begin, magicGzip):
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, damaged("%w", err)
+		}
+		d.Reader, d.compression = z, "gzip"
+	default:
+		d.Reader = in
+	}
+	return d, nil
+}

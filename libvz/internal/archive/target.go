@@ -1,0 +1,216 @@
+package archive
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Target is where an archive is written. Until the Writer commits there is
+// nothing under the target's name.
+type Target interface {
+	io.Writer
+	// wholeHash is where the target wants all bytes of the tar; nil = nowhere.
+	wholeHash() hash.Hash
+	commit(whole hash.Hash) error
+	discard()
+}
+
+// ToStream writes to a pipe or a descriptor that somebody else has opened. How
+// durable it is there is that one's business; a file is synced.
+func ToStream(f *os.File) Target { return &stream{f} }
+
+type stream struct{ *os.File }
+
+func (s *stream) wholeHash() hash.Hash { return nil }
+func (s *stream) discard()             {}
+
+func (s *stream) commit(hash.Hash) error {
+	if err := s.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
+}
+
+// ToFile writes a new file, for nobody but its owner to read. Where the file
+// system can do that the file has no name until it is whole (O_TMPFILE,
+// open(2)), so that a process that is killed leaves nothing; elsewhere it leaves
+// a hidden one, which the next call for the same path removes. A file that is
+// there is never replaced: that is an error that wraps fs.ErrExist.
+func ToFile(path string) (Target, error) {
+	if _, err := os.Lstat(path); err == nil {
+		return nil, fmt.Errorf("%s: %w", path, fs.ErrExist)
+	}
+	f := &file{path: path}
+	dir := filepath.Dir(path)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR):
+		if err := sweep(dir, hiddenName(path), removeFile); err != nil {
+			return nil, err
+		}
+		f.hidden, f.File, err = lockedFile(dir, hiddenName(path))
+		return f, err
+	case err != nil:
+		return nil, &os.PathError{Op: "create archive in", Path: dir, Err: err}
+	}
+	f.File = os.NewFile(uintptr(fd), path)
+	return f, nil
+}
+
+type file struct {
+	*os.File
+	path   string
+	hidden string // its name until it is whole; "" = it has none
+}
+
+func (f *file) wholeHash() hash.Hash { return nil }
+
+func (f *file) commit(hash.Hash) error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	var err error
+	if f.hidden == "" {
+		err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), unix.AT_FDCWD, f.path, unix.AT_SYMLINK_FOLLOW)
+	} else {
+		err = unix.Renameat2(unix.AT_FDCWD, f.hidden, unix.AT_FDCWD, f.path, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		return &os.PathError{Op: "name archive", Path: f.path, Err: err}
+	}
+	f.hidden = ""
+	f.Close() //nolint:errcheck // it is synced
+	return syncDir(filepath.Dir(f.path))
+}
+
+func (f *file) discard() {
+	f.Close() //nolint:errcheck // nobody wants it
+	if f.hidden != "" {
+		os.Remove(f.hidden)
+	}
+}
+
+// hiddenName begins the names of what is not yet what path is to be.
+func hiddenName(path string) string { return "." + filepath.Base(path) + ".vzrun-" }
+
+func lockedFile(dir, prefix string) (string, *os.File, error) {
+	path := filepath.Join(dir, prefix+rand.Text())
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	return path, f, err
+}
+
+// Remover removes what is named in a directory with all that is in it, never
+// through a mount.
+type Remover func(dir, name string) error
+
+func removeFile(dir, name string) error { return os.Remove(filepath.Join(dir, name)) }
+
+// sweep removes what processes that were killed have left: names that begin
+// with prefix and that nobody has locked.
+func sweep(dir, prefix string, remove Remover) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if len(e.Name()) <= len(prefix) || e.Name()[:len(prefix)] != prefix {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue // somebody else's, or gone
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = remove(dir, e.Name())
+		}
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Folder is a private directory for what is on its way into an archive or out of
+// it. It is locked, so that one that a killed process has left can be told from
+// one that is in use.
+type Folder struct {
+	Path   string
+	lock   *os.File
+	remove Remover
+}
+
+// NewFolder makes one in parent, closed to all others, after it has removed those
+// of the same prefix that killed processes have left there.
+func NewFolder(parent, prefix string, remove Remover) (*Folder, error) {
+	if err := sweep(parent, prefix, remove); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(parent, prefix+rand.Text())
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		os.Remove(path)
+		return nil, err
+	}
+	return &Folder{Path: path, lock: f, remove: remove}, nil
+}
+
+// Rename gives the folder the name that it was made for, in the same directory,
+// and durably. It is then no longer removed.
+func (f *Folder) Rename(path string) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, f.Path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err != nil {
+		return &os.PathError{Op: "name", Path: path, Err: err}
+	}
+	f.Path = ""
+	f.lock.Close() //nolint:errcheck // a lock, nothing is written
+	return syncDir(filepath.Dir(path))
+}
+
+// Remove removes the folder with all that is in it. A second call does nothing.
+func (f *Folder) Remove() error {
+	if f == nil || f.Path == "" {
+		return nil
+	}
+	defer f.lock.Close()
+	path := f.Path
+	f.Path = ""
+	return f.remove(filepath.Dir(path), filepath.Base(path))
+}
+
+// Release lets go of a folder that others remove: the next NewFolder, at last.
+func (f *Folder) Release() {
+	if f.Path != "" {
+		f.Path = ""
+		f.lock.Close() //nolint:errcheck // a lock
+	}
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,338 @@
+package archive
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// PAX records of a tree's entries. SCHILY.xattr is what GNU tar, bsdtar and
+// star write; a tar has no sockets, so that one is an empty file with a record.
+const (
+	paxXattr  = "SCHILY.xattr."
+	paxSocket = "VZRUN.socket"
+)
+
+// Whiteouts as image-spec has them (layer.md), and as an overlay has them
+// (Documentation/filesystems/overlayfs.rst).
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+	overlayPrefix  = "trusted.overlay."
+	overlayOpaque  = overlayPrefix + "opaque"
+)
+
+// Tree is a directory to be packed as one member. Its files must not change
+// between Measure and AddTree: a guest's do not while it is frozen.
+type Tree struct {
+	Dir string
+	// Upper says that it is the upper directory of an overlay: what the guest
+	// has deleted becomes whiteouts of an image's layer.
+	Upper bool
+	// Deleted are the paths of the whiteouts, after Measure.
+	Deleted []string
+	// Disk is the room that the files take, after Measure.
+	Disk int64
+
+	size int64
+}
+
+// Measure finds out how long the tar will be, which its header has to tell
+// before its content.
+func (t *Tree) Measure(ctx context.Context) error {
+	count := &counter{}
+	p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(count), zeros: make([]byte, 1<<20)}
+	t.Deleted, t.Disk = nil, 0
+	if err := p.pack(); err != nil {
+		return err
+	}
+	t.size = count.n
+	return nil
+}
+
+// Size is the length of the tar in bytes, after Measure.
+func (t *Tree) Size() int64 { return t.size }
+
+// AddTree writes the tar of a tree that was measured.
+func (w *Writer) AddTree(ctx context.Context, name string, t *Tree) error {
+	return w.member(name, t.size, func(to io.Writer) error {
+		p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(to), content: w}
+		err := p.pack()
+		if errors.Is(err, tar.ErrWriteTooLong) {
+			return fmt.Errorf("files in %s have changed meanwhile", t.Dir)
+		}
+		return err
+	})
+}
+
+type counter struct{ n int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return len(p), nil
+}
+
+// packer walks a tree. It goes by descriptors and follows no link, so that it
+// never leaves the tree; what is mounted in it stays out.
+type packer struct {
+	ctx     context.Context
+	tree    *Tree
+	tar     *tar.Writer
+	zeros   []byte  // content while it is measured
+	content *Writer // copies content; nil while it is measured
+	mount   uint64
+	links   map[inode]string // files with more than one name
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (p *packer) pack() error {
+	p.links = map[inode]string{}
+	root, err := os.OpenFile(p.tree.Dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	st, err := lstatAt(root, ".")
+	if err != nil {
+		return err
+	}
+	p.mount = st.Mnt_id
+	if err := p.entry(root, ".", ".", st); err != nil {
+		return err
+	}
+	if err := p.folder(root, ""); err != nil {
+		return err
+	}
+	return p.tar.Close()
+}
+
+func lstatAt(dir *os.File, name string) (*unix.Statx_t, error) {
+	var st unix.Statx_t
+	err := unix.Statx(int(dir.Fd()), name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &st)
+	if err != nil {
+		return nil, &os.PathError{Op: "statx", Path: name, Err: err}
+	}
+	return &st, nil
+}
+
+// folder packs what is in a directory, in the order of names.
+func (p *packer) folder(dir *os.File, prefix string) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := p.named(dir, name, prefix+name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *packer) named(dir *os.File, name, full string) error {
+	st, err := lstatAt(dir, name)
+	if err != nil {
+		return err
+	}
+	if p.tree.Upper && strings.HasPrefix(name, whiteoutPrefix) {
+		return fmt.Errorf("%s has a name that means a deleted file in a layer", full)
+	}
+	if p.tree.Upper && isWhiteout(st) {
+		p.tree.deleted(p, full)
+		return p.plain(path.Join(path.Dir(full), whiteoutPrefix+name), st)
+	}
+	if st.Mnt_id != p.mount {
+		return nil
+	}
+	if err := p.entry(dir, name, full, st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: full, Err: err}
+	}
+	sub := os.NewFile(uintptr(fd), full)
+	defer sub.Close()
+	return p.folder(sub, full+"/")
+}
+
+func (t *Tree) deleted(p *packer, full string) {
+	if p.content == nil {
+		t.Deleted = append(t.Deleted, "/"+full)
+	}
+}
+
+func isWhiteout(st *unix.Statx_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev_major == 0 && st.Rdev_minor == 0
+}
+
+// plain packs an empty regular file.
+func (p *packer) plain(full string, st *unix.Statx_t) error {
+	return p.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: full, Mode: 0, ModTime: modTime(st), Format: tar.FormatPAX})
+}
+
+func modTime(st *unix.Statx_t) time.Time { return time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)) }
+
+// entry packs one file, not what is in a directory.
+func (p *packer) entry(dir *os.File, name, full string, st *unix.Statx_t) error {
+	h := &tar.Header{
+		Name: full, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid), ModTime: modTime(st),
+		Format: tar.FormatPAX, PAXRecords: map[string]string{},
+	}
+	opaque, err := p.attributes(dir, name, h)
+	if err != nil {
+		return fmt.Errorf("attributes of %s: %w", full, err)
+	}
+	id := inode{uint64(st.Dev_major)<<32 | uint64(st.Dev_minor), st.Ino}
+	if first, found := p.links[id]; found {
+		h.Typeflag, h.Linkname, h.PAXRecords = tar.TypeLink, first, nil
+		return p.tar.WriteHeader(h)
+	}
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		p.links[id] = full
+	}
+	p.tree.Disk += int64(st.Blocks) * 512
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return p.regular(dir, name, h, int64(st.Size))
+	case unix.S_IFDIR:
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		if err := p.tar.WriteHeader(h); err != nil || !opaque {
+			return err
+		}
+		return p.plain(path.Join(full, whiteoutOpaque), st)
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = readlinkAt(dir, name); err != nil {
+			return err
+		}
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFSOCK:
+		h.Typeflag, h.PAXRecords[paxSocket] = tar.TypeReg, "1"
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(st.Rdev_major), int64(st.Rdev_minor)
+	default:
+		return fmt.Errorf("%s is of an unknown kind", full)
+	}
+	return p.tar.WriteHeader(h)
+}
+
+func readlinkAt(dir *os.File, name string) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	if err != nil {
+		return "", &os.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return string(buf[:n]), nil
+}
+
+func (p *packer) regular(dir *os.File, name string, h *tar.Header, size int64) error {
+	h.Typeflag, h.Size = tar.TypeReg, size
+	if err := p.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	if p.content == nil { // only measured
+		for left := size; left > 0; {
+			n, err := p.tar.Write(p.zeros[:min(left, int64(len(p.zeros)))])
+			if err != nil {
+				return err
+			}
+			left -= int64(n)
+		}
+		return nil
+	}
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: h.Name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), h.Name)
+	defer f.Close()
+	return p.content.copyExactly(p.ctx, p.tar, f, size, h.Name)
+}
+
+// attributes adds the extended attributes of a file, without those by which an
+// overlay finds its way: they hold handles of this file system. It tells
+// whether a directory hides what is below it.
+func (p *packer) attributes(dir *os.File, name string, h *tar.Header) (opaque bool, err error) {
+	at := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
+	names, err := listAttributes(at)
+	if err != nil {
+		return false, err
+	}
+	for _, attr := range names {
+		if p.tree.Upper && strings.HasPrefix(attr, overlayPrefix) {
+			switch strings.TrimPrefix(attr, overlayPrefix) {
+			case "opaque":
+				value, err := attribute(at, attr)
+				if err != nil {
+					return false, err
+				}
+				opaque = value == "y"
+			case "redirect", "metacopy":
+				return false, fmt.Errorf("%s: a renamed directory or a file without its data cannot be told in a layer", attr)
+			}
+			continue
+		}
+		value, err := attribute(at, attr)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", attr, err)
+		}
+		h.PAXRecords[paxXattr+attr] = value
+	}
+	return opaque, nil
+}
+
+func listAttributes(at string) ([]string, error) {
+	n, err := unix.Llistxattr(at, nil)
+	if errors.Is(err, unix.ENOTSUP) || (err == nil && n == 0) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, n)
+	if n, err = unix.Llistxattr(at, buf); err != nil {
+		return nil, err
+	}
+	names := strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00")
+	slices.Sort(names)
+	return names, nil
+}
+
+func attribute(at, name string) (string, error) {
+	n, err := unix.Lgetxattr(at, name, nil)
+	if err != nil {
+		return "", err
+	}
+	buf := make([]byte, n)
+	if n, err = unix.Lgetxattr(at, name, buf); err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
