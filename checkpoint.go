@@ -17,7 +17,7 @@ func checkpointCommand() *cli.Command {
 		Name:      "checkpoint",
 		Usage:     "write a running container to image files",
 		ArgsUsage: "<container-id>",
-		Flags: slices.Concat(imageFlags(), []cli.Flag{
+		Flags: slices.Concat(imageFlags(), exportFlags(), []cli.Flag{
 			&cli.StringFlag{Name: "parent-path", Usage: "`DIR` of the previous pre-dump, relative to --image-path"},
 			&cli.BoolFlag{Name: "leave-running", Usage: "let the container go on afterwards"},
 			&cli.BoolFlag{Name: "link-remap", Usage: "give open files that were deleted a name again"},
@@ -27,7 +27,8 @@ func checkpointCommand() *cli.Command {
 			&cli.IntFlag{Name: "status-fd", Value: -1, Usage: "write a zero byte to descriptor `FD` when memory can be asked for"},
 			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages listen at `ADDRESS:PORT`, else send memory to the criu page-server there"},
 		}),
-		Action: checkpoint,
+		Action:      checkpoint,
+		Subcommands: []*cli.Command{inspectCommand()},
 	}
 }
 
@@ -54,6 +55,15 @@ func checkpoint(c *cli.Context) error {
 	o, err := checkpointOptions(c)
 	if err != nil {
 		return err
+	}
+	if o.Export, err = exportOptions(c); err != nil {
+		return err
+	}
+	if o.Export != nil {
+		workHard()
+		if !c.IsSet("image-path") {
+			o.ImagePath = "" // none that stays
+		}
 	}
 	p := newProgress()
 	defer p.stop()

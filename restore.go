@@ -21,6 +21,7 @@ func restoreCommand() *cli.Command {
 		Usage:     "bring a container back from image files",
 		ArgsUsage: "<container-id>",
 		Flags: slices.Concat([]cli.Flag{bundleFlag()}, imageFlags(), []cli.Flag{
+			&cli.StringFlag{Name: "import", Usage: "restore from an archive, `FILE` or - for standard input"}, identityFlag(),
 			consoleSocketFlag(), consoleFlag(), escapeFlag(), detachFlag(), pidFileFlag(), noSubreaperFlag(), noPivotFlag(),
 			&cli.StringSliceFlag{Name: "veth", KeepSpace: true, Usage: "connect the container's interface, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.StringFlag{Name: "clone-of", Usage: "make a new container from the checkpoint in `DIR`, beside its origin"},
@@ -82,6 +83,26 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 	if err != nil {
 		return nil, nil, err
 	}
+	archive, err := l.importArchive(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	if archive.Imported != nil {
+		images, bundle = archive.Images, archive.Bundle
+		if o.WorkPath == "" {
+			o.WorkPath = archive.Work
+		}
+	}
+	ct, g, err := l.restoreFrom(c, bundle, images, o)
+	if err = archive.end(err); err != nil && ct != nil {
+		// The container is there; what is left of the archive must not undo it.
+		logrus.Warnf("restore: %v", err)
+		err = nil
+	}
+	return ct, g, err
+}
+
+func (l *launch) restoreFrom(c *cli.Context, bundle, images string, o libvz.RestoreOptions) (*libvz.Container, *guestIO, error) {
 	spec, err := restoredSpec(c, bundle)
 	if err != nil {
 		return nil, nil, &libvz.Error{Op: l.verb, ID: l.id, Err: err}

@@ -57,6 +57,9 @@ type CheckpointOptions struct {
 	PageServer string
 	// Serving is called when memory can be asked for; nil = nobody.
 	Serving func() error
+	// Export writes the checkpoint as an archive, too; nil = no. Without an
+	// ImagePath there is nothing but the archive then.
+	Export *ExportOptions
 }
 
 // Checkpoint saves a running or paused container as a directory of images. The container
@@ -64,7 +67,8 @@ type CheckpointOptions struct {
 // its bundle and rootfs stay as they are. On an error it runs as before. One that was
 // paused stays paused, and runs when it is restored.
 //
-// The images are durable before the first task ends. Errors wrap ErrStatus,
+// The images are durable before the first task ends, and so is an archive that is
+// a file. Errors wrap ErrStatus,
 // ErrBusy, fs.ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
 // ErrRefused (what runs in the guest cannot be saved) as they fit.
 func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats, error) {
@@ -87,6 +91,21 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats
 }
 
 func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o CheckpointOptions) (*Stats, error) {
+	path, version, err := c.host.findCriu(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.prepareDump(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	d.manifest.Criu, d.opts.Criu = version, path
+	if o.Export != nil {
+		if d.export, err = c.prepareExport(&o, d); err != nil {
+			return nil, err
+		}
+		defer d.export.discard()
+	}
 	images, err := filepath.Abs(o.ImagePath)
 	if err != nil || o.ImagePath == "" {
 		return nil, withHint("name one with --image-path", "no image directory")
@@ -97,15 +116,6 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 			return nil, err
 		}
 	}
-	path, version, err := c.host.findCriu(ctx)
-	if err != nil {
-		return nil, err
-	}
-	d, err := c.prepareDump(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	d.manifest.Criu, d.opts.Criu = version, path
 	if err := d.manifest.checkParent(images); err != nil {
 		return nil, err
 	}
@@ -126,7 +136,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	}
 	if err := e.Begin(store.Operation{
 		Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid, Paused: is == libcontainer.Paused,
-		Net: netsOf(c.lc),
+		Net: netsOf(c.lc), Private: d.export.privatePath(),
 	}); err != nil {
 		return nil, err
 	}
@@ -139,6 +149,7 @@ type dumpPlan struct {
 	manifest manifest
 	opts     criu.DumpOptions
 	system   bool         // a whole operating system
+	export   *export      // nil = none
 	listener net.Listener // for who wants the memory of a lazy one; may be nil
 	sent     int64        // bytes of memory
 	// handOver, where not nil, is called in place of the commit, and undo in
@@ -175,7 +186,7 @@ func (d *dumpPlan) seal() error {
 	if d.handOver != nil {
 		return d.manifest.complete(d.opts.Images)
 	}
-	return d.manifest.seal(d.opts.Images)
+	return d.manifest.seal(d.opts.Images, d.export.privatePath() == "")
 }
 
 // prepareDump looks at the container, refuses what cannot be saved and gathers
@@ -353,6 +364,9 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		if d.handOver != nil && d.opts.Lazy == nil {
 			return d.handOver(s)
 		}
+		if err := d.export.atPostDump(ctx, d); err != nil {
+			return err
+		}
 		if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
 			return nil // a lazy one commits when its memory has gone
 		}
@@ -374,12 +388,15 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		return nil, errors.Join(c.explainDump(err), d.undo(e))
 	}
 	if err != nil {
-		return nil, errors.Join(c.explainShared(e, c.explainDump(err)), c.host.undoCheckpoint(e))
+		return nil, errors.Join(d.export.explain(c.explainShared(e, c.explainDump(err))), c.host.undoCheckpoint(e))
 	}
 	if !sealed { // a pre-dump has no post-dump stage
-		if err := d.manifest.seal(d.opts.Images); err != nil {
+		if err := d.manifest.seal(d.opts.Images, true); err != nil {
 			return nil, errors.Join(err, c.host.undoCheckpoint(e))
 		}
+	}
+	if err := d.export.afterDump(ctx, d); err != nil {
+		return nil, errors.Join(err, c.host.undoCheckpoint(e))
 	}
 	stats := &Stats{
 		Operation: "checkpoint", Frozen: measured.Frozen, Criu: took, Bytes: d.manifest.Bytes,

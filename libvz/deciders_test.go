@@ -232,7 +232,7 @@ func TestManifest(t *testing.T) {
 	write("inventory.img", "inventory")
 	write("dump.log", "not an image")
 	m := &manifest{ID: "web", Spec: &specs.Spec{Linux: &specs.Linux{}}}
-	if err := m.seal(dir); err != nil {
+	if err := m.seal(dir, true); err != nil {
 		t.Fatal(err)
 	}
 	got, err := readManifest(dir)
@@ -368,7 +368,7 @@ func TestChain(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := &manifest{Spec: &specs.Spec{Linux: &specs.Linux{}}, Parent: parent, PreDump: name != "3"}
-		if err := m.seal(dir); err != nil {
+		if err := m.seal(dir, true); err != nil {
 			t.Fatal(err)
 		}
 	}

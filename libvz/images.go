@@ -91,20 +91,25 @@ func newImageDir(dir string) error {
 	return nil
 }
 
-// seal makes the images in dir fit to be restored and durable, and writes the manifest. After it
-// returns nil, the checkpoint survives a loss of power.
-func (m *manifest) seal(dir string) error {
+// seal makes the images in dir fit to be restored and writes the manifest. With
+// durable, the checkpoint survives a loss of power after it returns nil; without,
+// it is only on its way into an archive.
+func (m *manifest) seal(dir string, durable bool) error {
 	if err := m.complete(dir); err != nil {
 		return err
 	}
-	if err := syncFiles(dir, m.Files); err != nil {
-		return err
+	write := store.WriteState
+	if durable {
+		if err := syncFiles(dir, m.Files); err != nil {
+			return err
+		}
+		write = store.WriteFile
 	}
 	data, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if err := store.WriteFile(filepath.Join(dir, manifestName), data, 0o600); err != nil {
+	if err := write(filepath.Join(dir, manifestName), data, 0o600); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
 	return nil

@@ -51,6 +51,11 @@ func (h *Host) undo(e *store.Entry) error {
 	if err := endCriu(ctx, op.Criu, op.CriuStart); err != nil {
 		return err
 	}
+	if op.Private != "" {
+		if err := store.RemoveTree(filepath.Dir(op.Private), filepath.Base(op.Private)); err != nil {
+			return fmt.Errorf("remove images: %w", err)
+		}
+	}
 	switch op.Name {
 	case opMigrate:
 		return h.undoMigration(e)

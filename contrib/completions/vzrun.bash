@@ -14,7 +14,8 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd --empty-ns
  --lsm-profile --lsm-mount-context
  --mode --new-id --decide --progress --stats --ssh --remote-command --tls-cert --tls-key
- --tls-ca --listen --bundles --cgroup-parent --allow '
+ --tls-ca --listen --bundles --cgroup-parent --allow
+ --export --export-format --compression-level --encrypt-to --import --identity '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
 _vzrun_verbs='checkpoint console create delete enter events exec features help kill lazy-migrate list
@@ -28,9 +29,10 @@ _vzrun_flags() {
 	'') echo '--root --id-record --log --log-format --debug --systemd-cgroup --criu --rootless --version' ;;
 	create) echo "$launch --console --pidfd-socket --no-new-keyring --preserve-fds --net" ;;
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
-	restore) echo "$launch $images --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
+	restore) echo "$launch $images --import --identity --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
 		--clone-of --hostname --machine-id --net --share-memory --lsm-profile --lsm-mount-context" ;;
-	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd --tcp-skip-in-flight" ;;
+	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd --tcp-skip-in-flight
+		--export --export-format --compression-level --with-rootfs --encrypt-to" ;;
 	lazy-migrate) echo '--mode --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
 		--progress --stats --ssh --remote-command --tls-cert --tls-key --tls-ca' ;;
 	receive) echo '--listen --bundles --cgroup-parent --tls --allow --tls-cert --tls-key --tls-ca' ;;
@@ -77,6 +79,7 @@ _vzrun_value() {
 	--mode) mapfile -t COMPREPLY < <(compgen -W 'lazy cold' -- "$current") ;;
 	--decide) mapfile -t COMPREPLY < <(compgen -W 'here there' -- "$current") ;;
 	--progress) mapfile -t COMPREPLY < <(compgen -W 'auto json' -- "$current") ;;
+	--export-format) mapfile -t COMPREPLY < <(compgen -W 'tar oci' -- "$current") ;;
 	--lxcfs) mapfile -t COMPREPLY < <(compgen -W 'auto no' -- "$current") ;;
 	--machine-id) mapfile -t COMPREPLY < <(compgen -W 'new keep' -- "$current") ;;
 	--dns) mapfile -t COMPREPLY < <(compgen -W 'none host' -- "$current") ;;
@@ -95,7 +98,7 @@ _vzrun_value() {
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 		;;
-	--log | --criu | --image | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r | --stats | --tls-cert | --tls-key | --tls-ca)
+	--log | --criu | --export | --import | --identity | --encrypt-to | --image | --console-socket | --pidfd-socket | --pid-file | --process | -p | --resources | -r | --stats | --tls-cert | --tls-key | --tls-ca)
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		;;

@@ -6,7 +6,7 @@ system_packages=(
 	systemd systemd-sysv dbus libpam-systemd systemd-container udev kmod login passwd bash procps psmisc
 	util-linux bsdutils mount uidmap iproute2 iputils-ping nftables iptables apparmor bats jq inotify-tools curl
 	rsync openssh-server openssh-client openssl ca-certificates busybox-static e2fsprogs xfsprogs btrfs-progs
-	libcap2-bin containernetworking-plugins strace zstd
+	libcap2-bin containernetworking-plugins strace zstd age attr
 )
 # Not needed by a running system.
 unneeded=(usr/share/{man,info,locale,lintian,bug,i18n,doc} usr/lib/udev/hwdb.d var/lib/apt/lists var/cache/{apt,debconf})

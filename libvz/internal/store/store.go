@@ -58,6 +58,9 @@ type Operation struct {
 	// Images is the directory that a checkpoint writes to. It held no
 	// images before, so an undo may remove those that are in it.
 	Images string `json:"images,omitempty"`
+	// Private is a directory that the operation has made for itself, all of
+	// which an undo removes.
+	Private string `json:"private,omitempty"`
 	// Frozen are cgroups of the guest that it had frozen itself and that an
 	// undo freezes again, relative to Cgroups[""]; any bytes may be in a name.
 	Frozen [][]byte `json:"frozen,omitempty"`

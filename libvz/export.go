@@ -1,0 +1,440 @@
+package libvz
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	metadata "github.com/checkpoint-restore/checkpointctl/lib"
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/archive"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/store"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
+)
+
+// ExportOptions say how a checkpoint is written as an archive.
+type ExportOptions struct {
+	// Path is a file, or with Layout a directory, that does not exist yet. ""
+	// writes to To, which may be a pipe; how durable it is there is the
+	// reader's business.
+	Path string
+	To   *os.File
+	// Layout asks for an OCI image layout in place of one file.
+	Layout bool
+	// Level is that of zstd, 1 to 22; 0 does not compress.
+	Level int
+	// Rootfs adds the whole root file system. Without it an overlay's upper
+	// directory is in the archive, and nothing of another root.
+	Rootfs bool
+	// Recipients are those of age who can read it, one a line; "" = everybody.
+	Recipients string
+	// Version is the caller's, for the annotations of an image.
+	Version string
+}
+
+// Where private directories of images are made, if nobody says otherwise: on
+// a disk, as they are as large as the guest's memory.
+const (
+	privateParent = "/var/tmp"
+	privatePrefix = ".vzrun-images-"
+	// privateImages is the directory of images in a private one.
+	privateImages = "checkpoint"
+)
+
+// export is an archive in the making.
+type export struct {
+	host    *Host
+	id      string
+	options ExportOptions
+	target  archive.Target
+	writer  *archive.Writer // nil before the guest is frozen
+	trees   []exportTree
+	spec    *specs.Spec
+	created time.Time
+	// private is the directory that the images are in until they are in the
+	// archive; nil where the caller keeps them.
+	private *archive.Folder
+	// logged says that CRIU's log in there is worth more than its room.
+	logged bool
+	// failure is why the archive could not be written. CRIU then only says that
+	// it was not given consent.
+	failure error
+}
+
+type exportTree struct {
+	name string
+	tree *archive.Tree
+}
+
+// prepareExport refuses what can be refused before the guest is touched, and
+// says where the images go.
+func (c *Container) prepareExport(o *CheckpointOptions, d *dumpPlan) (*export, error) {
+	switch {
+	case o.PreDump:
+		return nil, withHint("export the checkpoint that ends the chain, without --parent-path", "a pre-dump holds memory only: %w as an archive", ErrUnsupported)
+	case o.LazyPages || o.PageServer != "":
+		return nil, withHint("leave out --lazy-pages and --page-server", "an archive without its memory: %w", ErrUnsupported)
+	case o.ParentPath != "":
+		return nil, withHint("leave out --parent-path: then all memory is in the archive", "an archive of memory that is elsewhere: %w", ErrUnsupported)
+	}
+	x := &export{host: c.host, id: c.id, options: *o.Export, created: d.state.Created, logged: true}
+	var err error
+	if x.spec, err = x.planTrees(c.bundle()); err != nil {
+		return nil, err
+	}
+	about := archive.About{
+		Name: c.id, Version: x.options.Version, Criu: criu.FormatVersion(d.manifest.Criu), Arch: runtime.GOARCH,
+		Kernel: kernelRelease(), Cgroups: "1", Created: time.Now().UTC(),
+	}
+	if cgroups.IsCgroup2UnifiedMode() {
+		about.Cgroups = "2"
+	}
+	if err := x.openTarget(about); err != nil {
+		return nil, err
+	}
+	if o.ImagePath != "" {
+		return x, nil
+	}
+	parent := privateParent
+	switch {
+	case o.WorkPath != "":
+		parent = o.WorkPath
+		if err := os.MkdirAll(parent, 0o700); err != nil {
+			x.discard()
+			return nil, fmt.Errorf("create work directory: %w", err)
+		}
+	case x.options.Path != "":
+		parent = filepath.Dir(x.options.Path)
+	}
+	if x.private, err = archive.NewFolder(parent, privatePrefix, store.RemoveTree); err != nil {
+		x.discard()
+		return nil, fmt.Errorf("directory for images: %w", err)
+	}
+	o.ImagePath = filepath.Join(x.private.Path, privateImages)
+	if o.WorkPath == "" {
+		o.WorkPath = x.private.Path
+	}
+	return x, nil
+}
+
+// planTrees decides which directories go into the archive, and returns the
+// configuration as the bundle has it.
+func (x *export) planTrees(bundle string) (*specs.Spec, error) {
+	data, err := readConfig(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	raw, err := decodeSpec(data)
+	if err != nil {
+		return nil, err
+	}
+	spec, dir, err := loadSpec(bundle)
+	if err != nil {
+		return nil, err
+	}
+	root, err := rootOf(dir, spec)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case root.image != "" && x.options.Rootfs:
+		return nil, withHint("copy "+root.image+" after the checkpoint, or use an overlay or a directory as rootfs",
+			"--with-rootfs with a root in an image: %w", ErrUnsupported)
+	case len(root.lowers) > 0:
+		raw.Annotations[annotationOverlay] = strings.Join(root.lowers, ":")
+		x.add(archive.Diff, &archive.Tree{Dir: filepath.Join(root.place, upperName), Upper: true})
+		for i, lower := range root.lowers {
+			if x.options.Rootfs {
+				x.add(archive.LowerName(i), &archive.Tree{Dir: lower})
+			}
+		}
+	case x.options.Rootfs:
+		x.add(archive.Rootfs, &archive.Tree{Dir: root.place})
+	}
+	return raw, nil
+}
+
+func (x *export) add(name string, tree *archive.Tree) {
+	x.trees = append(x.trees, exportTree{name, tree})
+}
+
+func (x *export) openTarget(about archive.About) (err error) {
+	o := x.options
+	if _, err := archive.ParseRecipients(o.Recipients); err != nil && o.Recipients != "" {
+		return withHint("age-keygen makes a pair of keys", "recipients: %w", err)
+	}
+	switch {
+	case o.Path == "":
+		x.target = archive.ToStream(o.To)
+	case o.Layout:
+		x.target, err = archive.ToLayout(o.Path, about, o.Level > 0, store.RemoveTree)
+	default:
+		x.target, err = archive.ToFile(o.Path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return withHint("choose another name, or remove what is there", "export to %w", err)
+	}
+	return err
+}
+
+// beginFrozen writes what has to be as it is while no task runs.
+func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
+	h := archive.Header{Arch: runtime.GOARCH}
+	images, err := x.images(d)
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		h.Images += i.size
+	}
+	x.host.event(Event{ID: x.id, Step: "looking at the rootfs"})
+	var deleted []string
+	for _, t := range x.trees {
+		if err := t.tree.Measure(ctx); err != nil {
+			return fmt.Errorf("rootfs: %w", err)
+		}
+		h.Trees = append(h.Trees, archive.TreeSize{Name: t.name, Size: t.tree.Size(), Disk: t.tree.Disk})
+		deleted = append(deleted, t.tree.Deleted...)
+	}
+	total := h.Bytes()
+	options := archive.Options{Level: x.options.Level, Modified: d.manifest.Created, Progress: func(done int64) {
+		x.host.event(Event{ID: x.id, Step: "exporting", Done: done, Total: total})
+	}}
+	if x.options.Recipients != "" {
+		if options.Recipients, err = archive.ParseRecipients(x.options.Recipients); err != nil {
+			return err
+		}
+	}
+	if x.writer, err = archive.NewWriter(x.target, h, options); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	if err := x.addDocuments(d, deleted); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	for _, t := range x.trees {
+		if err := x.writer.AddTree(ctx, t.name, t.tree); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+	}
+	return nil
+}
+
+// addDocuments writes the members that other programs read.
+func (x *export) addDocuments(d *dumpPlan, deleted []string) error {
+	documents := []struct {
+		name string
+		v    any
+	}{
+		{archive.Config, metadata.ContainerConfig{
+			ID: x.id, Name: x.id, OCIRuntime: "vzrun", CreatedTime: x.created.UTC(), CheckpointedAt: d.manifest.Created,
+		}},
+		{archive.Spec, x.spec},
+		{archive.Network, networkStatus(d.manifest.Spec)},
+		{archive.Deleted, deleted},
+	}
+	for _, doc := range documents {
+		if doc.name == archive.Deleted && deleted == nil {
+			continue
+		}
+		data, err := json.MarshalIndent(doc.v, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := x.writer.Add(doc.name, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// podmanInterface is one in Podman's network.status.
+type podmanInterface struct {
+	Subnets []podmanSubnet `json:"subnets"`
+	MAC     string         `json:"mac_address"`
+}
+
+type podmanSubnet struct {
+	IPNet   string `json:"ipnet"`
+	Gateway string `json:"gateway,omitempty"`
+}
+
+// networkStatus is what is known of the interfaces that vzrun made, in the words
+// of Podman: by network, what its "interfaces" are.
+func networkStatus(spec *specs.Spec) map[string]map[string]map[string]podmanInterface {
+	status := map[string]map[string]map[string]podmanInterface{}
+	nets, err := vnet.ParseNets(spec.Annotations[annotationNet])
+	if err != nil {
+		return status // for reading only: it is not worth a checkpoint
+	}
+	for _, n := range nets {
+		network := n.Master
+		if network == "" {
+			network = "routed"
+		}
+		i := podmanInterface{MAC: n.MAC.String()}
+		for at, ip := range n.IPs {
+			subnet := podmanSubnet{IPNet: ip.String()}
+			if at < len(n.Gateways) {
+				subnet.Gateway = n.Gateways[at].String()
+			}
+			i.Subnets = append(i.Subnets, subnet)
+		}
+		if status[network] == nil {
+			status[network] = map[string]map[string]podmanInterface{"interfaces": {}}
+		}
+		status[network]["interfaces"][n.Name] = i
+	}
+	return status
+}
+
+type exportImage struct {
+	name string
+	size int64
+}
+
+// images lists the images with the manifest, in the order of names.
+func (x *export) images(d *dumpPlan) ([]exportImage, error) {
+	st, err := os.Stat(filepath.Join(d.opts.Images, manifestName))
+	if err != nil {
+		return nil, err
+	}
+	list := []exportImage{{manifestName, st.Size()}}
+	for name, size := range d.manifest.Files {
+		list = append(list, exportImage{name, size})
+	}
+	slices.SortFunc(list, func(a, b exportImage) int { return strings.Compare(a.name, b.name) })
+	return list, nil
+}
+
+// finish writes the images and commits: when it returns nil, the archive is as
+// durable as its target can make it. Private images go as they are written.
+func (x *export) finish(ctx context.Context, d *dumpPlan) error {
+	images, err := x.images(d)
+	if err != nil {
+		return err
+	}
+	if err := x.writer.ImagesFolder(); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	for _, i := range images {
+		if err := x.image(ctx, filepath.Join(d.opts.Images, i.name), i); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+	}
+	// Only for people: CRIU writes the statistics when it lets go of the guest.
+	for _, name := range []string{archive.Log, archive.Stats} {
+		data, err := readRegular(filepath.Join(d.opts.Work, name), maxExportLog)
+		if err != nil {
+			continue
+		}
+		if err := x.writer.Add(name, data); err != nil {
+			return fmt.Errorf("export: %w", err)
+		}
+	}
+	x.host.event(Event{ID: x.id, Step: "syncing the archive"})
+	if _, err := x.writer.Commit(); err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	return nil
+}
+
+// maxExportLog bounds what goes along that no restore needs.
+const maxExportLog = 8 << 20
+
+func (x *export) image(ctx context.Context, path string, i exportImage) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := x.writer.AddFile(ctx, archive.Images+i.name, f, i.size); err != nil {
+		return err
+	}
+	if x.private == nil {
+		return nil
+	}
+	return os.Remove(path)
+}
+
+// atPostDump is what has to be done before the guest goes on, or ends: of one
+// that goes on, the images can be read later.
+func (x *export) atPostDump(ctx context.Context, d *dumpPlan) error {
+	if x == nil {
+		return nil
+	}
+	x.logged = false // CRIU has done its work
+	x.failure = x.beginFrozen(ctx, d)
+	if x.failure == nil && !d.opts.LeaveRunning {
+		x.failure = x.finish(ctx, d)
+	}
+	return x.failure
+}
+
+// explain returns the error to tell of where CRIU returns err.
+func (x *export) explain(err error) error {
+	switch {
+	case x == nil || x.failure == nil:
+		return err
+	case errors.Is(x.failure, unix.ENOSPC), errors.Is(x.failure, unix.EDQUOT):
+		return withHint("the guest goes on; free some space, or export to another file system", "%w", x.failure)
+	}
+	return withHint("the guest goes on, and nothing of the archive is left", "%w", x.failure)
+}
+
+// afterDump is the rest.
+func (x *export) afterDump(ctx context.Context, d *dumpPlan) error {
+	if x == nil || !d.opts.LeaveRunning {
+		return nil
+	}
+	x.failure = x.finish(ctx, d)
+	return x.explain(x.failure)
+}
+
+// privatePath is the directory of private images, "" where there is none.
+func (x *export) privatePath() string {
+	if x == nil || x.private == nil {
+		return ""
+	}
+	return x.private.Path
+}
+
+// discard leaves nothing of an archive that has not been committed, and no
+// private images. It is idempotent.
+func (x *export) discard() {
+	if x == nil {
+		return
+	}
+	if x.writer != nil {
+		x.writer.Discard()
+	} else if x.target != nil {
+		archive.Abandon(x.target)
+	}
+	if err := dropPrivate(x.private, criu.DumpLog, x.logged); err != nil {
+		x.host.warn(x.id, "remove images: %v", err)
+	}
+}
+
+// dropPrivate removes a directory of private images. Where an error has named a
+// log in it, that one stays until the next directory is made beside it.
+func dropPrivate(f *archive.Folder, log string, named bool) error {
+	if f == nil || f.Path == "" || !named {
+		return f.Remove()
+	}
+	if _, err := os.Lstat(filepath.Join(f.Path, log)); err != nil {
+		return f.Remove()
+	}
+	defer f.Release()
+	return store.RemoveTree(f.Path, privateImages)
+}
