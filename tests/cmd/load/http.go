@@ -100,8 +100,9 @@ type download struct {
 	left int64
 }
 
-// piece makes it 6 MB a second at the most.
-const piece = 32 << 10
+// piece makes it 1.6 MB a second at the most: what tests take lasts two minutes
+// then, and it is still under way after a restore on a slow machine.
+const piece = 8 << 10
 
 func newDownload(address string) (session, error) {
 	c, err := dialHTTP(address)
