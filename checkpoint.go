@@ -23,6 +23,9 @@ func checkpointCommand() *cli.Command {
 			&cli.BoolFlag{Name: "link-remap", Usage: "give open files that were deleted a name again"},
 			&cli.BoolFlag{Name: "pre-dump", Usage: "write memory only and let the container go on"},
 			&cli.BoolFlag{Name: "tcp-skip-in-flight", Usage: "leave out TCP connections that are being opened"},
+			&cli.BoolFlag{Name: "check", Usage: "only list what would prevent it, with remedies"},
+			&cli.BoolFlag{Name: "end-sessions", Usage: "end what was started from outside (exec, enter) instead of refusing it"},
+			formatFlag("table"),
 			&cli.BoolFlag{Name: "lazy-pages", Usage: "serve memory at --page-server when a restore elsewhere asks for it"},
 			&cli.IntFlag{Name: "status-fd", Value: -1, Usage: "write a zero byte to descriptor `FD` when memory can be asked for"},
 			&cli.StringFlag{Name: "page-server", Usage: "with --lazy-pages listen at `ADDRESS:PORT`, else send memory to the criu page-server there"},
@@ -73,6 +76,9 @@ func checkpoint(c *cli.Context) error {
 	}
 	ctx, cancel := interruptible(c)
 	defer cancel()
+	if c.Bool("check") {
+		return checkCheckpoint(ctx, c, ct, o)
+	}
 	stats, err := ct.Checkpoint(ctx, o)
 	p.stop()
 	if err != nil {
@@ -102,7 +108,7 @@ func checkpointOptions(c *cli.Context) (libvz.CheckpointOptions, error) {
 		ImagePath: paths[0], WorkPath: paths[1], ParentPath: c.String("parent-path"),
 		LeaveRunning: c.Bool("leave-running"), TCPEstablished: c.Bool("tcp-established"),
 		ExtUnixSockets: c.Bool("ext-unix-sk"), ShellJob: c.Bool("shell-job"),
-		FileLocks: c.Bool("file-locks"), LinkRemap: c.Bool("link-remap"),
+		FileLocks: c.Bool("file-locks"), LinkRemap: c.Bool("link-remap"), EndSessions: c.Bool("end-sessions"),
 		PreDump: c.Bool("pre-dump"), ManageCgroups: mode,
 		TCPSkipInFlight: c.Bool("tcp-skip-in-flight"), EmptyNetwork: empty, AutoDedup: c.Bool("auto-dedup"),
 		LazyPages: c.Bool("lazy-pages"), PageServer: c.String("page-server"), Serving: serving,

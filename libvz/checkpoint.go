@@ -16,6 +16,7 @@ import (
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/preflight"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
@@ -42,6 +43,10 @@ type CheckpointOptions struct {
 	// EmptyNetwork saves a network namespace without what is in it.
 	// AutoDedup takes pages out of the chain before that are saved again.
 	TCPSkipInFlight, EmptyNetwork, AutoDedup bool
+	// EndSessions ends what was started from outside (Exec) instead of refusing it:
+	// with SIGHUP, then SIGKILL after five seconds. Each is reported as a warning.
+	// Logins inside the guest are saved and no such thing.
+	EndSessions bool
 	// ManageCgroups is CRIU's mode: "", ignore, none, props, soft, full,
 	// strict.
 	ManageCgroups string
@@ -94,6 +99,11 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	path, version, err := c.host.findCriu(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if o.EndSessions {
+		if err := c.makeWay(ctx, o); err != nil {
+			return nil, err
+		}
 	}
 	d, err := c.prepareDump(ctx, o)
 	if err != nil {
@@ -196,7 +206,10 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if err != nil {
 		return nil, err
 	}
-	tasks, err := c.savableTasks(ctx, st.InitProcessPid)
+	tasks, found, err := c.survey(ctx, st, o)
+	if err == nil {
+		err = refuse(found)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -222,12 +235,6 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if spec.Linux != nil {
 		d.manifest.Limits = updatedLimits(spec.Linux.Resources, st.Config.Cgroups.Resources)
 	}
-	// Elsewhere CRIU has no stage at which they could be thawed.
-	if o.PreDump || !st.Config.Namespaces.IsPrivate(configs.NEWNET) {
-		if err := refuseFrozen(st.CgroupPaths[""]); err != nil {
-			return nil, err
-		}
-	}
 	if o.EmptyNetwork {
 		recordNetwork(spec, "")
 	} else if st.Config.Namespaces.IsPrivate(configs.NEWNET) {
@@ -235,15 +242,13 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			return nil, fmt.Errorf("record network links: %w", err)
 		}
 	}
-	config := st.Config
-	config.Rootfs = seenRoot(&config, st.InitProcessPid)
-	mounts, err := externalMounts(&config, nil)
+	mounts, err := outsideOf(st)
 	if err != nil {
 		return nil, err
 	}
 	d.opts = criu.DumpOptions{
 		Common: criu.Common{
-			Root: st.Config.Rootfs, Mounts: append(mounts, maskedFiles(&st.Config, st.InitProcessPid)...),
+			Root: st.Config.Rootfs, Mounts: mounts,
 			ManageCgroups: o.ManageCgroups, TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets,
 			ShellJob: o.ShellJob, FileLocks: o.FileLocks || d.system, LinkRemap: o.LinkRemap || d.system,
 			ConfigFile: c.criuConfig(), AutoDedup: o.AutoDedup, EmptyNet: o.EmptyNetwork,
@@ -255,40 +260,6 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 		d.opts.Unsized = lxcfsPlaces()
 	}
 	return d, nil
-}
-
-// Helpers of systemd that set a service up, such as (sd-mkuserns), are
-// obstacles for some milliseconds; one that stays this long is to be refused.
-const (
-	obstacleLooks = 10
-	obstaclePause = 30 * time.Millisecond
-)
-
-// savableTasks returns the tasks of the guest, its init first, or says why
-// CRIU could not save them.
-func (c *Container) savableTasks(ctx context.Context, init int) ([]task, error) {
-	for n := 1; ; n++ {
-		pids, err := c.lc.Processes()
-		if err != nil {
-			return nil, err
-		}
-		tasks, err := tasksOf(init, pids)
-		if err != nil {
-			return nil, err
-		}
-		err = refuse(findObstacles(tasks))
-		if err == nil {
-			return tasks, c.refuseFuse(init)
-		}
-		if n == obstacleLooks {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(obstaclePause):
-		}
-	}
 }
 
 // freezer returns the cgroup that CRIU may freeze. On a pure cgroup2 host that
@@ -453,18 +424,18 @@ func (c *Container) explainDump(err error) error {
 
 // taskOf finds a task by the pid that CRIU's log gives, which is the host's in
 // some messages and the guest's in others.
-func (c *Container) taskOf(pid int) (task, bool) {
+func (c *Container) taskOf(pid int) (preflight.Task, bool) {
 	init, err := c.initPid()
 	if err != nil || pid == 0 {
-		return task{}, false
+		return preflight.Task{}, false
 	}
 	pids, err := c.lc.Processes()
 	if err != nil {
-		return task{}, false
+		return preflight.Task{}, false
 	}
 	tasks, err := tasksOf(init, pids)
 	if err != nil {
-		return task{}, false
+		return preflight.Task{}, false
 	}
 	for _, t := range tasks {
 		if t.Pid == pid {
@@ -476,7 +447,7 @@ func (c *Container) taskOf(pid int) (task, bool) {
 			return t, true
 		}
 	}
-	return task{}, false
+	return preflight.Task{}, false
 }
 
 // findCriu returns the criu to use and its version, 4.2.1 as 40201.

@@ -47,19 +47,6 @@ func refreezeGuest(e *store.Entry) error {
 	return e.Save()
 }
 
-// refuseFrozen refuses a guest that has frozen cgroups of its own.
-func refuseFrozen(path string) error {
-	if path == "" {
-		return nil
-	}
-	names, err := cgroup.Frozen(path)
-	if err != nil || len(names) == 0 {
-		return err
-	}
-	return withHint("in the guest: systemctl thaw, or write 0 to cgroup.freeze there",
-		"%w: cgroup %q is frozen in the guest", ErrRefused, names[0])
-}
-
 // refreeze freezes what was frozen at the checkpoint, before CRIU lets go of the
 // tasks. They are whole by then: that one runs is no reason to end all.
 func (r *revival) refreeze() {

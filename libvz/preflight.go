@@ -1,211 +1,266 @@
 package libvz
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path"
-	"path/filepath"
-	"strconv"
+	"math"
+	"slices"
 	"strings"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
+	"github.com/vzrun/vzrun/libvz/internal/preflight"
 )
 
-// task is one process of a guest, as a check before the dump sees it.
-type task struct {
-	Pid, Parent int // in the caller's pid namespace
-	Guest       int // in the guest's pid namespace
-	Command     string
-	Unit        string // systemd unit, "" where the cgroup names none
-	// Namespaces maps uts, ipc, pid and user to inode numbers.
-	Namespaces map[string]uint64
+// Obstacle is one thing that prevents a checkpoint, or that a restore would fail
+// at. Text that comes from the guest is bounded and printable.
+type Obstacle struct {
+	// Kind is container, namespace, session, descriptor, socket, connection,
+	// traced, queue, mount, deleted-file, outside-file, memory, lock, frozen,
+	// network, incomplete or host.
+	Kind string `json:"kind"`
+	// Unit is that of the guest's systemd, "" where the process has none.
+	Unit string `json:"unit,omitempty"`
+	// Pid is in the guest's pid namespace and HostPid in the caller's; both are 0
+	// where it is no one process's.
+	Pid     int    `json:"pid,omitempty"`
+	HostPid int    `json:"host_pid,omitempty"`
+	Command string `json:"command,omitempty"`
+	What    string `json:"what"`
+	Remedy  string `json:"remedy"`
+	// Count is how often the process has it, 1 or more.
+	Count int `json:"count"`
 }
 
-// obstacle is one thing that CRIU would refuse, or lose.
-type obstacle struct {
-	Task         task
-	What, Remedy string
-}
-
-// nested says which unit setting gives a service a namespace of its own that
-// CRIU cannot save below the container's, systemd.exec(5).
-func nested() []struct{ ns, setting string } {
-	return []struct{ ns, setting string }{
-		{"user", "PrivateUsers="},
-		{"uts", "ProtectHostname="},
-		{"ipc", "PrivateIPC="},
-		{"pid", "PrivatePIDs="},
-	}
-}
-
-// findObstacles decides, of the tasks of a guest whose first one is its init,
-// which cannot be saved.
-func findObstacles(tasks []task) []obstacle {
-	var found []obstacle
-	if len(tasks) == 0 {
-		return nil
-	}
-	init, inside, containers := tasks[0], map[int]bool{}, map[uint64]bool{}
-	for _, t := range tasks {
-		inside[t.Pid] = true
-	}
-	for _, t := range tasks[1:] {
-		if isContainer(t, init) {
-			// One line says it for all of its processes; the first is its init.
-			if ns := t.Namespaces["pid"]; !containers[ns] {
-				containers[ns] = true
-				found = append(found, obstacle{t, "is a container inside the guest, whose namespaces CRIU cannot save", remedyForContainer(t)})
-			}
-			continue
-		}
-		for _, n := range nested() {
-			if t.Namespaces[n.ns] == init.Namespaces[n.ns] || t.Namespaces[n.ns] == 0 {
-				continue
-			}
-			found = append(found, obstacle{
-				t,
-				fmt.Sprintf("has a %s namespace of its own, which CRIU cannot save", n.ns),
-				remedyFor(t, n.setting),
-			})
-			break
-		}
-		if !inside[t.Parent] {
-			found = append(found, obstacle{
-				t, "was started from outside the guest (exec, enter)",
-				fmt.Sprintf("end that session, or on the host: kill %d", t.Pid),
-			})
-		}
-	}
-	return found
-}
-
-func remedyFor(t task, setting string) string {
-	switch {
-	case t.Unit == "":
-		return fmt.Sprintf("end process %d in the guest", t.Guest)
-	case strings.HasSuffix(t.Unit, ".scope"): // has no such settings: somebody else made its processes
-		return remedyForContainer(t)
-	}
-	return fmt.Sprintf("in the guest: set %sno in a drop-in of %s and restart it, or stop it", setting, t.Unit)
-}
-
-// isContainer tells a container of an engine inside the guest from a service: it
-// has all of these namespaces.
-func isContainer(t, init task) bool {
-	for _, ns := range []string{"pid", "uts", "ipc"} {
-		if t.Namespaces[ns] == init.Namespaces[ns] || t.Namespaces[ns] == 0 {
-			return false
-		}
-	}
-	return true
-}
-
-func remedyForContainer(t task) string {
-	for prefix, program := range map[string]string{"docker-": "docker", "libpod-": "podman"} {
-		if id, ok := strings.CutPrefix(strings.TrimSuffix(t.Unit, ".scope"), prefix); ok && len(id) >= shortID {
-			return fmt.Sprintf("in the guest: %s stop %s, and start it again afterwards", program, id[:shortID])
-		}
-	}
-	if t.Unit == "" {
-		return fmt.Sprintf("in the guest: stop the container that process %d belongs to, with the engine that started it", t.Guest)
-	}
-	return "in the guest: systemctl stop " + t.Unit
-}
-
-// shortID is how many digits of an id engines show.
-const shortID = 12
+// ObstacleSession is the Kind of what was started from outside, and of what
+// CheckpointOptions.EndSessions takes away.
+const ObstacleSession = preflight.Session
 
 // String names the task as an administrator of the guest knows it.
-func (o obstacle) String() string {
-	who := fmt.Sprintf("process %q (pid %d)", o.Task.Command, o.Task.Guest)
-	if o.Task.Unit != "" {
-		who = fmt.Sprintf("unit %s (pid %d, %s)", o.Task.Unit, o.Task.Guest, o.Task.Command)
+func (o Obstacle) String() string {
+	switch {
+	case o.Pid == 0:
+		return o.What
+	case o.Unit != "":
+		return fmt.Sprintf("unit %s (pid %d, %s) %s", o.Unit, o.Pid, o.Command, o.What)
 	}
-	return who + " " + o.What
+	return fmt.Sprintf("process %q (pid %d) %s", o.Command, o.Pid, o.What)
+}
+
+// Check lists all that would prevent a checkpoint with these options, or that a
+// restore would fail at, in one pass over a running or paused container: nil where
+// there is nothing. What comes and goes, such as helpers of a service that is just
+// being started, is looked at again for a third of a second before it counts.
+//
+// It takes no lock and changes nothing, and a guest can hold it up by five seconds
+// at the most. Errors wrap ErrStatus; ErrBusy while another operation is under
+// way, in which tasks may be stopped; and ErrRefused if a process can not be
+// looked at in time.
+func (c *Container) Check(ctx context.Context, o CheckpointOptions) ([]Obstacle, error) {
+	found, err := c.check(ctx, o)
+	return found, fail("check", c.id, err)
+}
+
+func (c *Container) check(ctx context.Context, o CheckpointOptions) ([]Obstacle, error) {
+	if err := c.need(libcontainer.Running, libcontainer.Paused); err != nil {
+		return nil, err
+	}
+	if e, err := c.host.store.Read(c.id); err == nil && e.Operation != nil {
+		return nil, fmt.Errorf("%w: %s", ErrBusy, e.Operation.Name)
+	}
+	host := c.host.checkCriu(ctx, o)
+	st, err := c.lc.State()
+	if err != nil {
+		return nil, err
+	}
+	_, found, err := c.survey(ctx, st, o)
+	return append(host, found...), err
+}
+
+// checkCriu says what of the host is in the way.
+func (h *Host) checkCriu(ctx context.Context, o CheckpointOptions) []Obstacle {
+	path, _, err := h.findCriu(ctx)
+	if err != nil {
+		remedy := "install CRIU 4.2 or newer"
+		var hinted interface{ Hint() string }
+		if errors.As(err, &hinted) {
+			remedy = hinted.Hint()
+		}
+		return []Obstacle{{Kind: "host", What: err.Error(), Remedy: remedy, Count: 1}}
+	}
+	if !o.PreDump && o.ParentPath == "" {
+		return nil
+	}
+	features, err := criu.Features(ctx, path)
+	if err == nil && !features.MemTrack {
+		return []Obstacle{{
+			Kind: "host", What: "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)",
+			Remedy: "take a whole checkpoint, without --pre-dump and --parent-path", Count: 1,
+		}}
+	}
+	return nil
 }
 
 // refuse turns obstacles into one error, nil where there are none.
-func refuse(found []obstacle) error {
+func refuse(found []Obstacle) error {
 	if len(found) == 0 {
 		return nil
 	}
-	lines := make([]string, 0, len(found))
-	for _, o := range found {
+	lines := make([]string, 0, maxRefusals+1)
+	for _, o := range found[:min(len(found), maxRefusals)] {
 		lines = append(lines, o.String())
 	}
-	return withHint(found[0].Remedy, "%w: %s", ErrRefused, strings.Join(lines, "; "))
+	hint := found[0].Remedy
+	if more := len(found) - maxRefusals; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	if len(found) > 1 {
+		hint += "; vzrun checkpoint --check lists what there is, with remedies"
+	}
+	return withHint(hint, "%w: %s", ErrRefused, strings.Join(lines, "; "))
 }
 
-// tasksOf reads the processes of a container, its init first. Those that end
-// meanwhile are left out.
-func tasksOf(init int, pids []int) ([]task, error) {
-	first, err := readTask(init)
+const (
+	// maxRefusals is how many obstacles one error names.
+	maxRefusals = 5
+	// Helpers of systemd that set a service up, such as (sd-mkuserns), are
+	// obstacles for some milliseconds; one that stays this long is to be refused.
+	obstacleLooks = 10
+	obstaclePause = 30 * time.Millisecond
+	// obstacleAge is what no such helper reaches: an older process is no helper.
+	obstacleAge = time.Second
+)
+
+// survey looks at a container's tasks and what they have. It returns the tasks, the
+// init first, and what prevents a checkpoint.
+func (c *Container) survey(ctx context.Context, st *libcontainer.State, o CheckpointOptions) ([]preflight.Task, []Obstacle, error) {
+	outside, err := outsideOf(st)
+	if err != nil {
+		return nil, nil, err
+	}
+	system := c.guestInit() != ""
+	asked := preflight.Options{
+		SkipInFlight:   o.TCPSkipInFlight,
+		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
+		FileLocks: o.FileLocks || system, LinkRemap: o.LinkRemap || system, GhostLimit: criu.GhostLimit,
+		// Elsewhere CRIU has no stage at which they could be thawed.
+		RefuseFrozen: o.PreDump || !st.Config.Namespaces.IsPrivate(configs.NEWNET),
+	}
+	if data, err := readRegular(c.criuConfig(), maxConfigSize); err == nil {
+		allowed(string(data), &asked)
+	}
+	var before []preflight.Obstacle
+	for n := 1; ; n++ {
+		facts, err := c.look(ctx, st, outside, asked.RefuseFrozen)
+		if err != nil {
+			return nil, nil, err
+		}
+		found := preflight.Decide(facts, asked)
+		if len(found) == 0 || n == obstacleLooks || n > 1 && slices.Equal(found, before) && !slices.ContainsFunc(found, ofYoung) {
+			return facts.Tasks, published(found), nil
+		}
+		before = found
+		select {
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		case <-time.After(obstaclePause):
+		}
+	}
+}
+
+// allowed adds what a configuration file of CRIU allows, criu(8): CRIU heeds it more
+// than what it is told otherwise. One that cannot be read is CRIU's to complain of.
+func allowed(text string, o *preflight.Options) {
+	for line := range strings.Lines(text) {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(strings.ReplaceAll(line, "=", " "))
+		if len(fields) == 0 {
+			continue
+		}
+		switch fields[0] {
+		case "tcp-established", "tcp-close":
+			o.TCPEstablished = true
+		case "skip-in-flight":
+			o.SkipInFlight = true
+		case "ext-unix-sk":
+			o.ExtUnixSockets = true
+		case "shell-job":
+			o.ShellJob = true
+		case "file-locks":
+			o.FileLocks = true
+		case "link-remap":
+			o.LinkRemap = true
+		case "ghost-limit":
+			o.GhostLimit = math.MaxUint64 // CRIU compares
+		case "external", "ext-mount-map", "enable-fs", "enable-external-masters", "enable-external-sharing", "skip-mnt":
+			o.AnyMounts = true
+		}
+	}
+}
+
+func (c *Container) look(ctx context.Context, st *libcontainer.State, outside []criu.External, frozen bool) (*preflight.Facts, error) {
+	pids, err := c.lc.Processes()
+	if err != nil {
+		return nil, err
+	}
+	g := preflight.Guest{Init: st.InitProcessPid, Pids: pids, OwnNetwork: st.Config.Namespaces.IsPrivate(configs.NEWNET)}
+	for _, e := range outside {
+		g.Outside = append(g.Outside, e.Key)
+	}
+	if path := st.CgroupPaths[""]; path != "" && frozen {
+		if g.Frozen, err = cgroup.Frozen(path); err != nil {
+			return nil, err
+		}
+	}
+	facts, err := preflight.Look(ctx, g)
+	if errors.Is(err, preflight.ErrStuck) {
+		return nil, withHint("see what that process waits for, and end it", "%w: %w", ErrRefused, err)
+	}
+	return facts, err
+}
+
+// ofYoung tells whether an obstacle may be a helper's.
+func ofYoung(o preflight.Obstacle) bool { return o.Host != 0 && uptimeOf(o.Host) < obstacleAge }
+
+func published(found []preflight.Obstacle) []Obstacle {
+	var out []Obstacle
+	for _, o := range found {
+		out = append(out, Obstacle{
+			Kind: o.Kind, Unit: o.Unit, Pid: o.Pid, HostPid: o.Host, Command: o.Command,
+			What: o.What, Remedy: o.Remedy, Count: o.Count,
+		})
+	}
+	return out
+}
+
+// outsideOf are the mounts of a running container that come from outside it.
+func outsideOf(st *libcontainer.State) ([]criu.External, error) {
+	config := st.Config
+	config.Rootfs = seenRoot(&config, st.InitProcessPid)
+	mounts, err := externalMounts(&config, nil)
+	return append(mounts, maskedFiles(&st.Config, st.InitProcessPid)...), err
+}
+
+// tasksOf reads what names the processes of a container, its init first, without
+// their files. Those that end meanwhile are left out.
+func tasksOf(init int, pids []int) ([]preflight.Task, error) {
+	first, err := preflight.ReadTask(init)
 	if err != nil {
 		return nil, fmt.Errorf("look at init: %w", err)
 	}
-	tasks := []task{first}
+	tasks := []preflight.Task{first}
 	for _, pid := range pids {
 		if pid == init {
 			continue
 		}
-		t, err := readTask(pid)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue
+		if t, err := preflight.ReadTask(pid); err == nil {
+			tasks = append(tasks, t)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("look at process %d: %w", pid, err)
-		}
-		tasks = append(tasks, t)
 	}
 	return tasks, nil
-}
-
-func readTask(pid int) (task, error) {
-	t := task{Pid: pid, Namespaces: map[string]uint64{}}
-	proc := filepath.Join("/proc", strconv.Itoa(pid))
-	status, err := os.ReadFile(filepath.Join(proc, "status"))
-	if err != nil {
-		return t, err
-	}
-	for line := range strings.SplitSeq(string(status), "\n") {
-		key, value, _ := strings.Cut(line, ":")
-		fields := strings.Fields(value)
-		switch {
-		case len(fields) == 0:
-		case key == "Name":
-			t.Command = fields[0]
-		case key == "PPid":
-			t.Parent, _ = strconv.Atoi(fields[0])
-		case key == "NSpid":
-			t.Guest, _ = strconv.Atoi(fields[min(1, len(fields)-1)])
-		}
-	}
-	for _, n := range nested() {
-		var st unix.Stat_t
-		if err := unix.Stat(filepath.Join(proc, "ns", n.ns), &st); err == nil {
-			t.Namespaces[n.ns] = st.Ino
-		}
-	}
-	if paths, err := cgroup.Of(pid); err == nil {
-		t.Unit = unitOf(paths[""])
-	}
-	return t, nil
-}
-
-// unitOf finds the systemd unit in a cgroup path: the last element that is
-// named like one that holds processes.
-func unitOf(cgroupPath string) string {
-	for p := cgroupPath; p != "/" && p != "." && p != ""; p = path.Dir(p) {
-		name := path.Base(p)
-		if name == "init.scope" {
-			return ""
-		}
-		if strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".scope") {
-			return name
-		}
-	}
-	return ""
 }

@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxMountinfo bounds what is read of a container's mounts: 100000 of them
+// (fs.mount-max) of some hundred bytes.
+const maxMountinfo = 64 << 20
+
 // verifyProc refuses a container whose procfs is not where its configuration has
 // it, or not covered as that says, before anything of it has run. Whoever can
 // exchange /proc of the rootfs for a link in the middle of the mounting can

@@ -31,7 +31,7 @@ _vzrun_flags() {
 	run) echo "$launch --pidfd-socket --no-new-keyring --preserve-fds --detach --keep --wait --timeout --no-subreaper --console --escape --net" ;;
 	restore) echo "$launch $images --import --identity --detach --no-subreaper --veth --console --escape --lazy-pages --page-server
 		--clone-of --hostname --machine-id --net --share-memory --lsm-profile --lsm-mount-context" ;;
-	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --lazy-pages --page-server --status-fd --tcp-skip-in-flight
+	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --check --end-sessions --format --lazy-pages --page-server --status-fd --tcp-skip-in-flight
 		--export --export-format --compression-level --with-rootfs --encrypt-to" ;;
 	lazy-migrate) echo '--mode --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
 		--progress --stats --ssh --remote-command --tls-cert --tls-key --tls-ca' ;;

@@ -25,10 +25,10 @@ const (
 // next attempt won it every time.
 const attempts = 5
 
-// ghostLimit is the size in bytes above which CRIU refuses an open file that has
+// GhostLimit is the size in bytes above which CRIU refuses an open file that has
 // no name any more. Its own, 1 MiB, keeps images small, and refuses databases that
 // sort on disk. This is the most that its protocol has room for.
-const ghostLimit = math.MaxUint32
+const GhostLimit = math.MaxUint32
 
 // External is a mount that is not saved but taken from outside at the restore:
 // Key names it in the images, Val is its place in the guest at the dump and
@@ -140,7 +140,7 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	defer closeDirs()
 	opts.Pid = new(int32(o.Pid))
 	opts.LeaveRunning = new(o.LeaveRunning)
-	opts.GhostLimit = new(uint32(ghostLimit))
+	opts.GhostLimit = new(uint32(GhostLimit))
 	opts.TcpSkipInFlight = new(o.TCPSkipInFlight)
 	opts.External = o.Namespaces
 	if o.FreezeCgroup != "" {

@@ -75,7 +75,7 @@ func symptoms() []symptom {
 		race, waiting, passed, spawning, tracking,
 		s(`Can't dump nested (\w+) namespace`, "a task has a $1 namespace of its own, which CRIU cannot save",
 			"turn off the setting of that unit that makes it (ProtectHostname=, PrivateIPC=, PrivatePIDs=, PrivateUsers=), or stop the unit"),
-		s(`io_uring`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system` and without the feature io_uring, or turn io_uring off in that program"),
+		s(`io_uring|send_fds failed \(-22\)`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system` and without the feature io_uring, or turn io_uring off in that program"),
 		s(`Unsupported proto 262|Unknown.*proto.*262`, "a task has an MPTCP socket, which CRIU cannot save", "set the sysctl net.mptcp.enabled=0 in config.json and restart the program"),
 		s(`Connected TCP socket|established TCP`, "the guest has open TCP connections", "add --tcp-established to keep them"),
 		s(`In-flight connection`, "a TCP connection is being opened this moment", "try again, or add --tcp-skip-in-flight to leave it out"),

@@ -20,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
 )
 
 // MinVersion is the oldest CRIU that can dump a system container: 4.1.1 fails
@@ -104,3 +106,37 @@ func parseVersion(out string) (int, error) {
 
 // FormatVersion writes a version number as people do: 40201 as 4.2.1.
 func FormatVersion(v int) string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }
+
+// ask has a criu process of its own answer one question.
+func ask(ctx context.Context, path string, req *rpc.CriuReq) (resp *rpc.CriuResp, retErr error) {
+	s, err := serve(path, [3]*os.File{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		// CRIU's answer says more than its exit status.
+		if err := s.close(); err != nil && retErr == nil {
+			retErr = fmt.Errorf("criu: %w", err)
+		}
+	}()
+	return s.do(ctx, req, func(Stage) error { return nil })
+}
+
+// Feature is what this kernel and this CRIU can do beyond the necessary.
+type Feature struct {
+	MemTrack bool // tell which pages have changed, for pre-dumps
+	Lazy     bool // bring memory when it is asked for
+}
+
+// Features asks CRIU.
+func Features(ctx context.Context, path string) (Feature, error) {
+	resp, err := ask(ctx, path, &rpc.CriuReq{
+		Type:     rpc.CriuReqType_FEATURE_CHECK.Enum(),
+		Features: &rpc.CriuFeatures{MemTrack: new(true), LazyPages: new(true)},
+	})
+	if err != nil {
+		return Feature{}, fmt.Errorf("%s: check features: %w", path, err)
+	}
+	f := resp.GetFeatures()
+	return Feature{MemTrack: f.GetMemTrack(), Lazy: f.GetLazyPages()}, nil
+}

@@ -1,0 +1,165 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestParseStatus(t *testing.T) {
+	var task Task
+	parseStatus("Name:\ta b\x1b\nPPid:\t7\nTracerPid:\t9\nNSpid:\t400\t12\t3\nnothing\n", &task)
+	if task.Command != "a b?" || task.Parent != 7 || task.Tracer != 9 || task.Guest != 12 {
+		t.Errorf("%+v", task)
+	}
+	parseStatus("NSpid:\t400\n", &task)
+	if task.Guest != 400 {
+		t.Errorf("without a namespace: %+v", task)
+	}
+}
+
+func TestParseLock(t *testing.T) {
+	for line, want := range map[string]Lock{
+		"1: FLOCK  ADVISORY  WRITE 4242 08:01:131 0 EOF": {"FLOCK", 4242, unix.Mkdev(8, 1), 131},
+		"2: OFDLCK ADVISORY  READ -1 fd:10:7 0 EOF":      {"OFDLCK", -1, unix.Mkdev(0xfd, 0x10), 7},
+		"3: -> POSIX ADVISORY WRITE 1 08:01:5 0 EOF":     {},
+		"4: POSIX ADVISORY":                              {},
+		"":                                               {},
+		"5: POSIX ADVISORY WRITE x 08:01:5 0 EOF":        {},
+	} {
+		got, ok := parseLock(line)
+		if ok != (want != Lock{}) || ok && got != want {
+			t.Errorf("%q: %+v, %v", line, got, ok)
+		}
+	}
+}
+
+func TestSpecialMapping(t *testing.T) {
+	const head = "7f0000000000-7f0000001000 rw-p 00000000 08:01 55                         "
+	for name, want := range map[string]bool{
+		"":                             false,
+		"[heap]":                       false,
+		"/usr/lib/x.so":                false,
+		"/usr/lib/x.so (deleted)":      true,
+		"/dev/fb0":                     true,
+		"/secretmem (deleted)":         true,
+		"anon_inode:[io_uring]":        true,
+		"/a anon_inode:x":              false,
+		"/memfd:anon_inode: (deleted)": true,
+	} {
+		area, got, ok := specialMapping(head + name)
+		if ok != want || ok && (got != name || area != "7f0000000000-7f0000001000") {
+			t.Errorf("%q: %q, %q, %v", name, area, got, ok)
+		}
+	}
+}
+
+// It looks at this test itself.
+func TestLook(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	os.Remove(f.Name())
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	facts, err := Look(t.Context(), Guest{Init: os.Getpid(), Pids: []int{os.Getpid(), 1 << 30}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(facts.Tasks) != 1 {
+		t.Errorf("%d tasks", len(facts.Tasks))
+	}
+	task := facts.Tasks[0]
+	if task.Parent != os.Getppid() || task.Namespaces["net"] == 0 || task.Command == "" {
+		t.Errorf("%+v", task)
+	}
+	file := func(fd uintptr) File {
+		i := slices.IndexFunc(task.Files, func(f File) bool { return f.FD == int(fd) })
+		if i < 0 {
+			t.Fatalf("descriptor %d is not there", fd)
+		}
+		return task.Files[i]
+	}
+	if got := file(f.Fd()); got.Names != 0 || !strings.HasSuffix(got.Link, " (deleted)") ||
+		!slices.ContainsFunc(facts.Mounts, func(m Mount) bool { return m.ID == got.Mount }) {
+		t.Errorf("a deleted file: %+v", got)
+	}
+	sock := file(uintptr(pair[0]))
+	if s := facts.Sockets[sock.Inode]; !strings.HasPrefix(sock.Protocol, "UNIX") || !s.Peered || !s.Stream || s.Peer != file(uintptr(pair[1])).Inode {
+		t.Errorf("a socket: %+v, %+v", sock, s)
+	}
+}
+
+func TestLookEnds(t *testing.T) {
+	if _, err := Look(t.Context(), Guest{Init: 1 << 30}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no such process: %v", err)
+	}
+	if _, err := Look(t.Context(), Guest{Init: os.Getpid(), Timeout: time.Nanosecond}); !errors.Is(err, ErrStuck) {
+		t.Errorf("no time: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Look(ctx, Guest{Init: os.Getpid()}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// Ends of connections by datagrams, too, and sockets with names.
+func TestLookAtPeers(t *testing.T) {
+	path := t.TempDir() + "/s"
+	at, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(at)
+	to, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(to)
+	if err := errors.Join(unix.Bind(at, &unix.SockaddrUnix{Name: path}), unix.Connect(to, &unix.SockaddrUnix{Name: path})); err != nil {
+		t.Fatal(err)
+	}
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Fstat(at, &a), unix.Fstat(to, &b)); err != nil {
+		t.Fatal(err)
+	}
+	facts, err := Look(t.Context(), Guest{Init: os.Getpid()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := facts.Sockets[b.Ino]; s.Peer != a.Ino || !s.Peered || s.Stream || s.TCP {
+		t.Errorf("%+v, the other end is %d", s, a.Ino)
+	}
+	if _, ok := facts.Sockets[a.Ino]; !ok {
+		t.Error("one with a name is not found")
+	}
+}
+
+func TestParseUnix(t *testing.T) {
+	for _, msg := range [][]byte{nil, make([]byte, 15), {2, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
+		if _, _, ok := parseUnix(msg); ok {
+			t.Errorf("accepted %v", msg)
+		}
+	}
+	msg := append([]byte{1, 1, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 5, 0, 6, 0, 1, 0, 0, 0, 8, 0, 2, 0, 7, 0, 0, 0, 255, 255)
+	if inode, s, ok := parseUnix(msg); !ok || inode != 9 || s.Peer != 7 || !s.Stream || s.State != 1 {
+		t.Errorf("%d, %+v", inode, s)
+	}
+	if _, s, ok := parseUnix(append(msg[:16:16], 0, 0, 2, 0)); !ok || s.Peer != 0 {
+		t.Errorf("a damaged attribute: %+v", s)
+	}
+}
