@@ -114,7 +114,7 @@ func verbs() []*cli.Command {
 	return []*cli.Command{
 		createCommand(), startCommand(), runCommand(), stateCommand(), listCommand(),
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
-		resumeCommand(), specCommand(), featuresCommand(), checkpointCommand(),
+		resumeCommand(), specCommand(), featuresCommand(), doctorCommand(), checkpointCommand(),
 		restoreCommand(), updateCommand(), eventsCommand(), topCommand(), readyCommand(), stopCommand(), enterCommand(),
 		consoleCommand(), logsCommand(), holdConsoleCommand(), lazyMigrateCommand(), receiveCommand(), relayRsyncCommand(),
 	}

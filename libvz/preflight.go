@@ -86,7 +86,7 @@ func (c *Container) check(ctx context.Context, o CheckpointOptions) ([]Obstacle,
 func (h *Host) checkCriu(ctx context.Context, o CheckpointOptions) []Obstacle {
 	path, _, err := h.findCriu(ctx)
 	if err != nil {
-		remedy := "install CRIU 4.2 or newer"
+		remedy := "see vzrun doctor"
 		var hinted interface{ Hint() string }
 		if errors.As(err, &hinted) {
 			remedy = hinted.Hint()

@@ -270,3 +270,56 @@ netns_exists_only_here() { [[ $(netns_of "$1") == "$(netns_of self)" ]]; }
 	[[ $(guest "$ID" systemctl is-active login dynamic) == active$'\n'active ]]
 	guest "$ID" pgrep -f 'sd-pam'
 }
+
+### Of the host
+
+doctor() { "$VZRUN" --root "$VZ_ROOT" "$@" doctor --format json; }
+
+# finds JQ says what must be found; . is an object of the findings by name.
+finds() {
+	jq -e "(map({key: .name, value: .}) | from_entries) | $1" <<<"$output" >/dev/null || {
+		printf '%s\nnot %s\n' "$output" "$1"
+		return 1
+	}
+}
+
+@test "doctor: what there is, what it means and what to do; nothing of the host changes" {
+	snapshot_host "$VZ_TMP/before"
+	run -0 --separate-stderr doctor
+	[[ -z $stderr ]]
+	finds 'length > 20 and ([.[] | select(.required) | .state] | all(. == "ok"))'
+	finds '[.[] | (.state == "ok") == (.means == null and .remedy == null)] | all'
+	finds '.criu.found | test("^[0-9]+\\.[0-9]+\\.[0-9]+ at /")'
+	finds ".kernel.found | startswith(\"$(uname -r)\")"
+	finds "(.[\"soft-dirty\"].state == \"ok\") == (.[\"criu check\"].found | contains(\"tracks memory: yes\"))"
+	assert_host_clean "$VZ_TMP/before"
+	run -0 "$VZRUN" --root "$VZ_ROOT" doctor /proc "$VZ_TMP"
+	[[ ${lines[0]} == WHAT*STATE*NEEDED*FOUND ]]
+	grep -qE "^id-mapped mounts +degraded +no +$VZ_TMP \(.*\); not /proc" <<<"$output"
+	grep -A2 '^id-mapped mounts' <<<"$output" | grep -q 'remedy: '
+	run -2 vz doctor --format xml
+}
+
+@test "doctor: things that were taken away are missing, with a remedy; exit code 1 if they are needed" {
+	local old=$VZ_TMP/criu
+	printf '#!/bin/sh\necho "Version: 3.17.1"\n' >"$old"
+	chmod 0755 "$old"
+	run -1 --separate-stderr doctor --criu "$old"
+	finds '.criu.state == "missing" and (.criu.found | contains("3.17.1")) and (.criu.remedy | contains("4.2"))'
+	[[ ${stderr_lines[0]} == "vzrun: doctor: what is needed is missing: criu, criu check" ]]
+	# One that is new enough, and does nothing.
+	printf '#!/bin/sh\necho "Version: 4.2.1"\n' >"$old"
+	run -1 --separate-stderr doctor --criu "$old"
+	finds '.criu.state == "ok" and .["criu check"].state == "missing"'
+
+	# Without privileges, devices, /proc/pressure or a cgroup2 that may be written.
+	run -1 --separate-stderr setpriv --bounding-set -sys_admin,-net_admin --inh-caps -sys_admin,-net_admin "$VZRUN" --root "$VZ_ROOT" doctor --format json
+	finds '.capabilities.found == "without CAP_NET_ADMIN, CAP_SYS_ADMIN" and .capabilities.state == "missing" and .namespaces.state == "missing"'
+	run -1 --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$VZRUN" --root /nonexistent doctor --format json
+	finds '.user.found == "user id 65534" and .user.required'
+	run -0 --separate-stderr unshare --mount sh -c 'mount -t tmpfs none /proc/pressure 2>/dev/null || exit 7
+		mount --bind /dev/null /dev/loop-control; mount -t tmpfs none /run; exec "$@"' sh "$VZRUN" --root "$VZ_ROOT" doctor --format json
+	finds '.["pressure (PSI)"].state == "missing" and .["loop devices"].state != "" and .["/run"].state == "ok"'
+	run -1 --separate-stderr unshare --mount sh -c 'umount -l -R /sys/fs/cgroup; exec "$@"' sh "$VZRUN" --root "$VZ_ROOT" doctor --format json
+	finds '.cgroups.state == "missing"'
+}

@@ -18,7 +18,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --export --export-format --compression-level --encrypt-to --import --identity '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
 
-_vzrun_verbs='checkpoint console create delete enter events exec features help kill lazy-migrate list
+_vzrun_verbs='checkpoint console create delete doctor enter events exec features help kill lazy-migrate list
  logs pause ps ready receive restore resume run spec start state stop top update'
 
 _vzrun_flags() {
@@ -47,7 +47,7 @@ _vzrun_flags() {
 		--memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema' ;;
 	list) echo '--format --quiet --output --sort --no-header --system' ;;
 	top) echo '--batch --iterations --delay --sort --format' ;;
-	ps) echo '--format' ;;
+	ps | doctor) echo '--format' ;;
 	ready) echo '--timeout --format' ;;
 	stop) echo '--timeout' ;;
 	kill) echo '--all' ;;
@@ -128,7 +128,7 @@ _vzrun() {
 			id=$word
 		fi
 	done
-	if [[ -n $id ]]; then
+	if [[ -n $id && $verb != doctor ]]; then
 		# Flags have ended.
 		if [[ $verb == kill && $previous == "$id" ]]; then
 			mapfile -t COMPREPLY < <(compgen -W 'HUP INT QUIT KILL USR1 USR2 TERM CONT STOP RTMIN+3' -- "${current^^}")
@@ -139,6 +139,9 @@ _vzrun() {
 		mapfile -t COMPREPLY < <(compgen -W "$(_vzrun_flags "$verb")" -- "$current")
 	elif [[ -z $verb || $verb == help ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$_vzrun_verbs" -- "$current")
+	elif [[ $verb == doctor ]]; then
+		compopt -o filenames
+		mapfile -t COMPREPLY < <(compgen -d -- "$current")
 	elif [[ $verb != @(create|run|restore|spec|features|list) ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$("${COMP_WORDS[0]}" "${root[@]}" list --quiet 2>/dev/null)" -- "$current")
 	fi

@@ -140,3 +140,11 @@ func Features(ctx context.Context, path string) (Feature, error) {
 	f := resp.GetFeatures()
 	return Feature{MemTrack: f.GetMemTrack(), Lazy: f.GetLazyPages()}, nil
 }
+
+// Check asks CRIU whether this kernel has all that it cannot do without.
+func Check(ctx context.Context, path string) error {
+	if _, err := ask(ctx, path, &rpc.CriuReq{Type: rpc.CriuReqType_CHECK.Enum()}); err != nil {
+		return fmt.Errorf("%s: check: %w", path, err)
+	}
+	return nil
+}
