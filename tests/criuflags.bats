@@ -66,7 +66,7 @@ teardown() { vz_teardown; }
 	edit_config "$bundle" '.process.capabilities[] += ["CAP_NET_BIND_SERVICE"]'
 	app_up "$bundle" "$ID"
 	wait_file "$bundle/rootfs/ready"
-	fails 1 'being opened' vz checkpoint --tcp-established --image-path "$IMAGES" "$ID"
+	fails 1 'has not accepted connections' vz checkpoint --tcp-established --image-path "$IMAGES" "$ID"
 	[[ $(status_of "$ID") == running ]]
 	vz checkpoint --tcp-established --tcp-skip-in-flight --image-path "$IMAGES" "$ID"
 	fails 1 'does not exist' vz state "$ID"
