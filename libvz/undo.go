@@ -207,6 +207,10 @@ func endCriu(ctx context.Context, pid int, start uint64) error {
 		return err
 	}
 	defer unix.Close(fd)
+	// Somebody may have stopped it.
+	if err := unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("wake criu: %w", err)
+	}
 	grace, cancel := context.WithTimeout(ctx, undoTimeout/2)
 	defer cancel()
 	if waitPidfd(grace, fd) == nil {

@@ -218,7 +218,9 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 		}
 		return consent(st)
 	}
+	settled := s.abortAfter(ctx)
 	_, err = s.do(ctx, req, stage)
+	settled()
 	// CRIU's answer says more than its exit status.
 	if closed := s.close(); closed != nil && err == nil {
 		err = fmt.Errorf("criu: %w", closed)

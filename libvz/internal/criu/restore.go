@@ -2,6 +2,7 @@ package criu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -97,6 +98,7 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 	if err != nil {
 		return 0, err
 	}
+	init, running := 0, false // as CRIU's stages tell
 	var s *server
 	err = mergeable(o.ShareMemory, func() (err error) {
 		s, err = serve(o.Criu, o.Stdio, files...)
@@ -106,7 +108,7 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 		return 0, err
 	}
 	defer func() {
-		if err := s.close(); err != nil && retErr == nil {
+		if err := s.close(); err != nil && retErr == nil && !running {
 			retErr = fmt.Errorf("criu: %w", err)
 		}
 	}()
@@ -129,7 +131,21 @@ func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (
 	if stage == nil {
 		stage = func(Stage) error { return nil }
 	}
-	resp, err := s.do(ctx, &rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}, stage)
+	resp, err := s.do(ctx, &rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: opts}, func(st Stage) error {
+		err := stage(st)
+		init = max(init, st.Pid)
+		// All that CRIU has to do after this is to let go of the tasks, which
+		// the kernel does, too, when it dies.
+		running = running || err == nil && st.Name == "pre-resume"
+		return err
+	})
+	var failed *failure
+	var refused *refusal
+	if running = running && err != nil && !errors.As(err, &failed) && !errors.As(err, &refused); running {
+		// CRIU is gone without a word. The tasks have begun to change what the
+		// images refer to: to end them now would be to lose them.
+		return init, nil
+	}
 	if err != nil {
 		return 0, err
 	}

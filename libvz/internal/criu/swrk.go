@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
 	"golang.org/x/sys/unix"
@@ -94,6 +95,31 @@ func (s *server) kill() error {
 	return nil
 }
 
+// abortGrace is how long a dump that is cancelled may go on until CRIU asks for
+// consent, learns that there is none and undoes its work. The longest that it
+// goes without asking is while it reads the tasks.
+const abortGrace = 30 * time.Second
+
+// abortAfter ends a criu that does not end by itself after ctx has. Somebody may
+// have stopped it. The function returned ends the watch.
+func (s *server) abortAfter(ctx context.Context) func() {
+	finished := make(chan struct{})
+	go func() {
+		select {
+		case <-finished:
+			return
+		case <-ctx.Done():
+		}
+		s.cmd.Process.Signal(unix.SIGCONT) //nolint:errcheck // it may have ended
+		select {
+		case <-finished:
+		case <-time.After(abortGrace):
+			s.kill() //nolint:errcheck // likewise
+		}
+	}()
+	return func() { close(finished) }
+}
+
 // do sends one request and answers CRIU's notifications until the final
 // response. An error of stage, and a cancelled ctx, refuse consent at the next
 // notification: CRIU then undoes what it did and fails.
@@ -113,10 +139,10 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 			}
 			return resp, refused
 		}
-		err = ctx.Err()
+		n := resp.GetNotify()
 		then := func() {}
-		if err == nil {
-			n := resp.GetNotify()
+		// When the tasks run again there is nothing left to refuse.
+		if err = ctx.Err(); err == nil || n.GetScript() == "post-resume" {
 			err = stage(Stage{Name: n.GetScript(), Pid: int(n.GetPid()), File: file, then: &then})
 		}
 		if file != nil {
@@ -148,7 +174,7 @@ type failure struct {
 
 func (f *failure) Error() string {
 	switch {
-	case f.msg != "":
+	case f.msg != "" && !harmless().MatchString(f.msg):
 		return strings.TrimSpace(f.msg)
 	case f.errno != 0:
 		return f.errno.Error()

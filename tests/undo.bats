@@ -1,0 +1,370 @@
+#!/usr/bin/env bats
+# A checkpoint or a restore fails at each of CRIU's stages: vzrun or CRIU is killed
+# or stopped there, the disk is full, the images are taken away. Each time the
+# source goes on as it was, or whole images are there; a restore that failed has
+# left nothing. VZ_FULL=1: before and after vzrun's part of each stage, and with a
+# whole Debian, which takes minutes.
+# Suites use what `run` sets.
+# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+
+# bats file_tags=short
+
+load helpers
+load app
+
+setup_file() {
+	suite_setup
+	FAULT=$(build_command fault)
+	export FAULT
+}
+
+teardown_file() { suite_teardown; }
+
+setup() {
+	vz_setup
+	IMAGES=$VZ_TMP/images
+	DIR=$VZ_TMP/fault
+	mkdir "$DIR"
+	mkfifo "$DIR/gate"
+	spawn "$DIR/log" "$FAULT" serve "$DIR/socket" "$DIR"
+	wait_line "$DIR/log" listening
+	CRIU=$DIR/criu
+	printf '#!/bin/sh\nexec %q criu %q %q "$@"\n' "$FAULT" "$DIR/socket" "$(real_criu)" >"$CRIU"
+	chmod +x "$CRIU"
+}
+
+teardown() {
+	local mount
+	for mount in $(mounts | grep "^$VZ_TMP/disk"); do
+		umount "$mount"
+	done
+	vz_teardown
+}
+
+# real_criu prints the criu that vzrun finds.
+real_criu() {
+	local criu
+	for criu in "$(dirname "$VZRUN")/../libexec/vzrun/criu" /usr/local/libexec/vzrun/criu /usr/libexec/vzrun/criu criu; do
+		command -v "$criu" && return
+	done
+}
+
+# The counter's own folder is all that its guest writes to.
+count=var/lib/vzcount
+
+# subject makes $BUNDLE, of a container that counts or, in the long form, of a whole
+# Debian that does, and runs it.
+subject() {
+	if [[ ${1:-} == debian ]]; then
+		BUNDLE=$(debian_bundle "$ID")
+		vz_up "$BUNDLE" "$ID"
+		wait_guest "$ID"
+	else
+		BUNDLE=$(app_bundle "$ID" /usr/local/bin/vzguest count "/$count/log")
+		mkdir -p "$BUNDLE/rootfs/$count"
+		BEFORE=$(tree_sum "$BUNDLE/rootfs" "$count")
+		app_up "$BUNDLE" "$ID"
+	fi
+	wait_counter "$BUNDLE/rootfs"
+}
+
+# faulty STAGE WHEN ACTION VERB... runs vzrun, with that fault, to its end.
+faulty() {
+	echo "$1 $2 $3" >"$DIR/plan"
+	rm -f "$DIR/done" "$DIR/held"
+	echo "== $3 at $1, $2: $4"
+	spawn "$VZ_TMP/vzrun.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" "${@:4}"
+	FAULTY=$SPAWNED
+}
+
+over() {
+	CODE=0
+	wait "$FAULTY" || CODE=$?
+	wait_file "$DIR/done" || {
+		echo "vzrun ended with $CODE"
+		cat "$VZ_TMP/vzrun.log" "$DIR/log"
+		return 1
+	}
+}
+
+is_held() {
+	wait_file "$DIR/held" || {
+		cat "$VZ_TMP/vzrun.log" "$DIR/log" "$DIR/stages"
+		return 1
+	}
+}
+
+# stages VERB... prints the stages of an operation that nothing happens to.
+stages() {
+	rm -f "$DIR/stages" "$DIR/plan"
+	vz --criu "$CRIU" --log "$VZ_TMP/stages.log" "$@" </dev/null >/dev/null 2>&1 3>&-
+	sort -u "$DIR/stages" | grep .
+}
+
+# moments prints when, and what, at a stage: once each, or all in the long form.
+moments() {
+	if [[ -n ${VZ_FULL:-} ]]; then
+		printf '%s\n' 'asked kill-vzrun' 'told kill-vzrun' 'asked kill-criu' 'told kill-criu'
+	else
+		printf '%s\n' 'told kill-vzrun' 'asked kill-criu'
+	fi
+}
+
+# as_before: the guest runs, is whole, and nothing of the operation is left but
+# perhaps whole images.
+as_before() {
+	local pid
+	has_status "$ID" running
+	wait_counter "$BUNDLE/rootfs" 2
+	verify_counter "$BUNDLE/rootfs"
+	[[ $(guest "$ID" echo works) == works ]]
+	no_criu
+	for pid in $(vz ps --format json "$ID" | jq '.[]'); do
+		untraced "$pid" || return 1
+	done
+	unlocked
+	jq -e '.operation == null' "$VZ_ROOT/@/$ID.json"
+	[[ -e $IMAGES/vzrun.json || -z $(find "$IMAGES" -name '*.img') ]]
+}
+
+# no_criu: nobody has our images, or where CRIU works, open.
+no_criu() {
+	local cwd
+	for cwd in /proc/[0-9]*/cwd; do
+		[[ $(readlink "$cwd") != "$VZ_TMP/"* || $(<"${cwd%cwd}comm") != criu* ]] || {
+			echo "left: ${cwd%/cwd} $(tr '\0' ' ' <"${cwd%cwd}cmdline")"
+			return 1
+		}
+	done
+} 2>/dev/null
+
+# untraced PID: nobody traces it, and it is not stopped; one that has ended is well.
+untraced() {
+	local status
+	status=$(<"/proc/$1/status") || return 0
+	if ! grep -qP '^TracerPid:\t0$' <<<"$status" || grep -qP '^State:\t[tT] ' <<<"$status"; then
+		grep -E '^(Name|State|TracerPid)' <<<"$status"
+		return 1
+	fi
+} 2>/dev/null
+
+unlocked() {
+	local tables
+	tables=$(nsenter --net="/proc/$(pid_of "$ID")/ns/net" nft list tables)
+	if grep -i criu <<<"$tables"; then
+		return 1
+	fi
+}
+
+# comes_back: what cannot go on is gone, its images are whole, and it comes back.
+comes_back() {
+	vz delete --force "$ID"
+	assert_nothing_left
+	[[ -e $IMAGES/vzrun.json ]]
+	app_restore "$BUNDLE" "$ID" "$IMAGES"
+}
+
+end_well() {
+	vz delete --force "$ID"
+	assert_nothing_left
+	[[ -z ${BEFORE:-} || $(tree_sum "$BUNDLE/rootfs" "$count") == "$BEFORE" ]]
+}
+
+### Stages
+
+# dump_faults KIND [FLAG...]
+dump_faults() {
+	local stage when action n=0
+	subject "$1"
+	shift
+	IMAGES=$VZ_TMP/images-clean
+	mapfile -t all < <(stages checkpoint --image-path "$IMAGES" "$@" "$ID")
+	app_restore "$BUNDLE" "$ID" "$IMAGES"
+	printf 'stage: %s\n' "${all[@]}"
+	((${#all[@]} >= 3))
+	for stage in "${all[@]}"; do
+		while read -r when action; do
+			IMAGES=$VZ_TMP/images-$((n += 1))
+			faulty "$stage" "$when" "$action" checkpoint --image-path "$IMAGES" "$@" "$ID"
+			over
+			((CODE != 0))
+			# The only place where it is over here, and whole there.
+			[[ -n $(status_of "$ID") ]] || comes_back
+			as_before
+		done < <(moments)
+	done
+	end_well
+}
+
+restore_faults() {
+	local stage when action n=0
+	subject "$1"
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	mapfile -t all < <(stages restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID")
+	printf 'stage: %s\n' "${all[@]}"
+	((${#all[@]} >= 4))
+	for stage in "${all[@]}"; do
+		while read -r when action; do
+			# CRIU is killed with the tasks about to run, before vzrun hears of it:
+			# they run for a moment, and may change files, until they are ended.
+			[[ $stage/$when/$action != pre-resume/asked/kill-criu ]] || when=told
+			# A guest that has gone on has changed its files since.
+			IMAGES=$VZ_TMP/images-$((n += 1))
+			vz checkpoint --image-path "$IMAGES" "$ID"
+			faulty "$stage" "$when" "$action" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+			over
+			# By then CRIU has nothing more to do.
+			((CODE != 0)) || [[ $stage == p*-resume && $action == kill-criu ]]
+			if [[ -z $(status_of "$ID") ]]; then
+				assert_nothing_left
+				no_criu
+				app_restore "$BUNDLE" "$ID" "$IMAGES"
+			fi
+			as_before
+		done < <(moments)
+	done
+	end_well
+}
+
+@test "a checkpoint fails at each stage" {
+	BATS_TEST_TIMEOUT=1200
+	dump_faults busybox
+}
+
+@test "a restore fails at each stage" {
+	BATS_TEST_TIMEOUT=1200
+	restore_faults busybox
+}
+
+@test "a checkpoint of a Debian fails at each stage" {
+	[[ -n ${VZ_FULL:-} ]] || skip "long: VZ_FULL=1"
+	dump_faults debian --tcp-established
+}
+
+@test "a restore of a Debian fails at each stage" {
+	[[ -n ${VZ_FULL:-} ]] || skip "long: VZ_FULL=1"
+	restore_faults debian
+}
+
+### Disks
+
+# disk SIZE mounts a small disk at $VZ_TMP/disk.
+disk() {
+	mkdir -p "$VZ_TMP/disk"
+	mount -t tmpfs -o "size=$1" vzrun-test "$VZ_TMP/disk"
+}
+
+@test "the disk is full, in each image" {
+	local size step=64 failed=0
+	subject
+	for ((size = 16; ; size += step)); do
+		[[ -n ${VZ_FULL:-} ]] || step=$size
+		disk "${size}k"
+		IMAGES=$VZ_TMP/disk/images
+		if vz checkpoint --leave-running --image-path "$IMAGES" "$ID" 2>"$VZ_TMP/error"; then
+			break
+		fi
+		failed=$((failed + 1))
+		cat "$VZ_TMP/error"
+		as_before
+		umount "$VZ_TMP/disk"
+	done
+	echo "enough: $size KiB, $failed failures"
+	((failed >= 3))
+	[[ -e $IMAGES/vzrun.json ]]
+	umount "$VZ_TMP/disk"
+	end_well
+}
+
+@test "the disk of the work directory is full, at a checkpoint and at a restore" {
+	subject
+	disk 64k
+	head -c 1M /dev/zero >"$VZ_TMP/disk/full" || true
+	vz checkpoint --image-path "$IMAGES" --work-path "$VZ_TMP/disk" "$ID" || as_before
+	if [[ -n $(status_of "$ID") ]]; then
+		vz checkpoint --image-path "$IMAGES" "$ID"
+	fi
+	# CRIU can do without its log; vzrun must not leave half a container.
+	if ! app_restore "$BUNDLE" "$ID" "$IMAGES" --work-path "$VZ_TMP/disk"; then
+		fails 1 'does not exist' vz state "$ID"
+		umount "$VZ_TMP/disk"
+		assert_nothing_left
+		app_restore "$BUNDLE" "$ID" "$IMAGES"
+	fi
+	as_before
+	! mountpoint -q "$VZ_TMP/disk" || umount "$VZ_TMP/disk"
+	end_well
+}
+
+### The rest
+
+@test "the images are taken away in the middle of a checkpoint" {
+	subject
+	faulty post-dump asked hold checkpoint --image-path "$IMAGES" "$ID"
+	is_held
+	mv "$IMAGES" "$IMAGES.away"
+	echo go >"$DIR/gate"
+	over_or_not
+	((CODE == 1))
+	mkdir -p "$IMAGES"
+	as_before
+	end_well
+}
+
+@test "the images are taken away in the middle of a restore" {
+	subject
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	cp -a "$IMAGES" "$IMAGES.copy"
+	faulty setup-namespaces asked hold restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+	is_held
+	rm -r "$IMAGES"
+	echo go >"$DIR/gate"
+	over_or_not
+	mv "$IMAGES.copy" "$IMAGES"
+	if ((CODE != 0)); then
+		assert_nothing_left
+		app_restore "$BUNDLE" "$ID" "$IMAGES"
+	fi
+	as_before
+	end_well
+}
+
+# over_or_not waits for vzrun alone: the relay goes on until it ends.
+over_or_not() {
+	CODE=0
+	wait "$FAULTY" || CODE=$?
+	cat "$VZ_TMP/vzrun.log"
+}
+
+@test "CRIU is stopped, and the checkpoint interrupted" {
+	subject
+	faulty network-lock told stop-criu checkpoint --image-path "$IMAGES" "$ID"
+	is_held
+	kill -INT "$FAULTY"
+	over_or_not
+	((CODE == 1))
+	as_before
+	end_well
+}
+
+@test "CRIU is stopped, and vzrun killed" {
+	subject
+	faulty network-lock told stop-criu checkpoint --image-path "$IMAGES" "$ID"
+	is_held
+	kill -KILL "$FAULTY"
+	over_or_not
+	as_before
+	end_well
+}
+
+@test "nobody reads what vzrun has to say" {
+	subject
+	vz checkpoint --print-stats --leave-running --image-path "$IMAGES" "$ID" >/dev/full 2>/dev/full || true
+	as_before
+	IMAGES=$IMAGES-2
+	vz checkpoint --print-stats --image-path "$IMAGES" "$ID" 1>&- 2>&- </dev/null || true
+	fails 1 'does not exist' vz state "$ID"
+	app_restore "$BUNDLE" "$ID" "$IMAGES"
+	as_before
+	end_well
+}
