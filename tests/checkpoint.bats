@@ -16,8 +16,8 @@ ADDRESS=10.93.0.2
 BRIDGE=vzt-br0
 HOST_END=vzt-guest
 
-# Cycles in a row; each takes 1.5 s, and 6 s in an emulated machine.
-CYCLES=${VZ_CYCLES:-20}
+# Cycles in a row; each takes 1 to 3 s, and 12 s in an emulated machine.
+CYCLES=${VZ_CYCLES:-$([[ ${VZ_FULL:-} == 1 ]] && echo 20 || echo 8)}
 
 setup_file() {
 	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
