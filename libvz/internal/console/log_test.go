@@ -119,7 +119,11 @@ func TestFollowEndsWithTheLog(t *testing.T) {
 	l.Close()
 	r, w := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- CopyLog(context.Background(), w, dir, -1, true) }()
+	go func() {
+		err := CopyLog(context.Background(), w, dir, -1, true)
+		w.CloseWithError(err) //nolint:errcheck // it has none
+		done <- err
+	}()
 	got := make([]byte, 10)
 	if _, err := io.ReadFull(r, got); err != nil {
 		t.Fatal(err)
