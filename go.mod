@@ -25,6 +25,7 @@ require (
 	github.com/vishvananda/netns v0.0.5
 	github.com/xtaci/smux v1.5.58
 	golang.org/x/sys v0.47.0
+	golang.org/x/time v0.14.0
 )
 
 require (

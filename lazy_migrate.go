@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
 	"github.com/vzrun/vzrun/libvz"
@@ -23,6 +24,8 @@ func lazyMigrateCommand() *cli.Command {
 		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "mode", Value: libvz.ModeLazy, Usage: "how memory moves: lazy or cold"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only ask the destination what is in the way"},
+			&cli.StringFlag{Name: "compress", Usage: "compress what is sent: zstd"},
+			&cli.StringFlag{Name: "bandwidth", Usage: "send no more than `RATE` bytes per second, such as 50M"},
 			&cli.StringFlag{Name: "new-id", Usage: "`ID` of the container there"},
 			&cli.StringSliceFlag{Name: "net", Usage: "connect an interface there, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.BoolFlag{Name: "shared-storage", Usage: "the bundle is there already, at the same path on shared storage"},
@@ -61,6 +64,10 @@ func lazyMigrate(c *cli.Context) error {
 	if err := checkMigrateFlags(c); err != nil {
 		return err
 	}
+	bandwidth, err := parseBandwidth(c.String("bandwidth"))
+	if err != nil {
+		return err
+	}
 	if c.Bool("resolve") {
 		return resolveMigration(c)
 	}
@@ -79,6 +86,7 @@ func lazyMigrate(c *cli.Context) error {
 	stats, err := ct.Migrate(ctx, conn, libvz.MigrateOptions{
 		Mode: c.String("mode"), Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
 		SharedStorage: c.Bool("shared-storage"), KeepSource: c.Bool("keep-source"), DryRun: c.Bool("dry-run"),
+		Compress: c.String("compress"), Bandwidth: bandwidth,
 	})
 	p.stop()
 	if err != nil {
@@ -97,6 +105,9 @@ func checkMigrateFlags(c *cli.Context) error {
 	if d := c.String("decide"); d != "" && (!c.Bool("resolve") || d != string(libvz.DecideHere) && d != string(libvz.DecideThere)) {
 		return usage("--decide goes with --resolve, and is here or there")
 	}
+	if m := c.String("compress"); m != "" && m != libvz.CompressZstd {
+		return usage("unknown --compress %q", m)
+	}
 	switch mode := c.String("mode"); mode {
 	case libvz.ModeCold, libvz.ModeLazy:
 		return nil
@@ -108,6 +119,25 @@ func checkMigrateFlags(c *cli.Context) error {
 		return usage("unknown --mode %q", mode)
 	}
 }
+
+// parseBandwidth understands bytes per second, with k, M or G, powers of 1024, behind
+// the number; "" is 0.
+func parseBandwidth(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(s)
+	if err != nil || n < leastBandwidth {
+		return 0, &usageError{
+			msg:  fmt.Sprintf("lazy-migrate: --bandwidth %q is no rate of at least %s per second", s, units.BytesSize(leastBandwidth)),
+			hint: "write a number of bytes, or 512k or 50M",
+		}
+	}
+	return n, nil
+}
+
+// leastBandwidth is what a wrong unit does not reach: bits for bytes, or M left out.
+const leastBandwidth = 16 << 10
 
 func dial(ctx context.Context, c *cli.Context, target string) (io.ReadWriteCloser, error) {
 	conn, err := libvz.Dial(ctx, target, libvz.DialOptions{

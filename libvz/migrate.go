@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,12 @@ type MigrateOptions struct {
 	NewID string
 	// Veth renames host ends there, as in RestoreOptions.
 	Veth []string
+	// Compress is CompressZstd or "", not to: what goes over the connection. The
+	// other side must know the method.
+	Compress string
+	// Bandwidth bounds what is sent, in bytes per second after compression;
+	// 0 = it is not bounded. Memory that a frozen guest waits for counts, too.
+	Bandwidth int64
 	// SharedStorage says that the bundle is there already, at the same path
 	// on the same storage: no file of it is sent, and none removed here.
 	SharedStorage bool
@@ -61,6 +68,8 @@ type MigrationStats struct {
 	// part), and the root file system's as rsync sends it.
 	Images int64 `json:"images_bytes"`
 	Rootfs int64 `json:"rootfs_bytes"`
+	// Sent is what all of it came to on the connection, compressed or not.
+	Sent int64 `json:"sent_bytes"`
 	// Memory is what was sent in mode lazy after the guest ran there, Pull
 	// how many seconds that took.
 	Memory int64   `json:"memory_bytes"`
@@ -77,6 +86,9 @@ const (
 	// ModeCold stops the guest, sends all of it and lets it go on there.
 	ModeCold = "cold"
 )
+
+// CompressZstd is a method of compression, for MigrateOptions.
+const CompressZstd = wire.Zstd
 
 // migration is the source's side of one.
 type migration struct {
@@ -133,7 +145,7 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 	if err != nil {
 		return nil, err
 	}
-	m.stats.Total = time.Since(m.begun).Seconds()
+	m.stats.Total, m.stats.Sent = time.Since(m.begun).Seconds(), session.Sent()
 	return m.stats, nil
 }
 
@@ -334,10 +346,16 @@ func explainLink(err error, hint string) error {
 	var gone *wire.Aborted
 	switch {
 	case errors.As(err, &gone):
-		if gone.Hint != "" {
-			return withHint(gone.Hint, "%w", err)
+		hint := gone.Hint
+		switch {
+		case hint != "":
+		case strings.Contains(gone.Reason, wire.ErrProtocol.Error()):
+			// An older one does not know all that an offer may say.
+			hint = sameVersion
+		default:
+			hint = "see the log of the other side"
 		}
-		return withHint("see the log of the other side", "%w", err)
+		return withHint(hint, "%w", err)
 	case errors.Is(err, ErrUnconfirmed):
 		return err
 	case errors.Is(err, wire.ErrForeign):
@@ -345,7 +363,10 @@ func explainLink(err error, hint string) error {
 	case errors.Is(err, wire.ErrLost):
 		return withHint(hint, "%w", err)
 	case errors.Is(err, wire.ErrProtocol):
-		return withHint("use the same version of vzrun on both sides", "%w", err)
+		return withHint(sameVersion, "%w", err)
 	}
 	return err
 }
+
+// sameVersion is the remedy where two sides do not understand each other.
+const sameVersion = "use the same version of vzrun on both sides"

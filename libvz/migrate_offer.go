@@ -31,6 +31,8 @@ type offer struct {
 	Links  []vnet.Link     `json:"links,omitempty"`
 	Net    string          `json:"net,omitempty"` // the annotation as it really is
 	Veth   []string        `json:"veth,omitempty"`
+	// Compress is the method in which streams are to come, "" not to.
+	Compress string `json:"compress,omitempty"`
 
 	Arch   string `json:"arch"`
 	Kernel string `json:"kernel"`
@@ -45,6 +47,8 @@ type offer struct {
 // answer is the message Answer.
 type answer struct {
 	Checks []Check `json:"checks"`
+	// Compress repeats the offer's, where streams may come so.
+	Compress string `json:"compress,omitempty"`
 }
 
 // Check is one thing that the other side looked at before a migration.
@@ -85,7 +89,13 @@ func (m *migration) agree(ctx context.Context) error {
 			return m.giveUp(withHint(c.Hint, "%w by the other side: %s: here %s, there %s", ErrRefused, c.What, c.Here, c.There))
 		}
 	}
-	return nil
+	if m.o.DryRun {
+		return nil
+	}
+	if a.Compress != m.o.Compress {
+		return m.giveUp(withHint("leave out --compress, or "+sameVersion, "%w by the other side: it answered nothing about compression", ErrRefused))
+	}
+	return m.session.SetShape(wire.Shape{Compression: a.Compress, Rate: m.o.Bandwidth})
 }
 
 func (m *migration) offer(ctx context.Context) (*offer, error) {
@@ -99,7 +109,7 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 	}
 	o := &offer{
 		Token: m.token, ID: c.id, NewID: m.o.NewID, Mode: m.o.Mode, DryRun: m.o.DryRun, Shared: m.o.SharedStorage,
-		Bundle: c.bundle(), Config: config, Links: d.manifest.Links, Net: d.manifest.Spec.Annotations[annotationNet], Veth: m.o.Veth,
+		Bundle: c.bundle(), Config: config, Links: d.manifest.Links, Net: d.manifest.Spec.Annotations[annotationNet], Veth: m.o.Veth, Compress: m.o.Compress,
 		Arch: runtime.GOARCH, Kernel: kernelRelease(), Criu: d.manifest.Criu,
 	}
 	if o.NewID == "" {

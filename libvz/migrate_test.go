@@ -148,6 +148,54 @@ func TestImagesStayInTheirDirectory(t *testing.T) {
 	}
 }
 
+// TestAnOlderPeerIsNotAskedForWhatItDoesNotKnow: an offer says no more than it must,
+// and one that says too much is refused with a remedy.
+func TestAnOlderPeerIsNotAskedForWhatItDoesNotKnow(t *testing.T) {
+	type olderOffer struct {
+		Token  string          `json:"token"`
+		ID     string          `json:"id"`
+		NewID  string          `json:"new_id"`
+		Mode   string          `json:"mode"`
+		Bundle string          `json:"bundle"`
+		Config json.RawMessage `json:"config"`
+		Arch   string          `json:"arch"`
+		Kernel string          `json:"kernel"`
+		Criu   int             `json:"criu"`
+		Memory int64           `json:"memory"`
+		Disk   int64           `json:"disk"`
+	}
+	for compress, understood := range map[string]bool{"": true, CompressZstd: false} {
+		body, err := json.Marshal(offer{Mode: ModeCold, Config: json.RawMessage("{}"), Compress: compress})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = (&wire.Message{Kind: wire.Offer, Body: body}).Decode(&olderOffer{})
+		if understood != (err == nil) {
+			t.Errorf("compress %q: %v", compress, err)
+		}
+		if err == nil {
+			continue
+		}
+		// As the older one reports it, and as we show that.
+		said := abort(err)
+		if h := hintOf(explainWire(&said)); h != sameVersion {
+			t.Errorf("hint %q", h)
+		}
+	}
+	off := wire.Aborted{Reason: "something else"}
+	if h := hintOf(explainWire(&off)); h == sameVersion || h == "" {
+		t.Errorf("hint %q", h)
+	}
+}
+
+func hintOf(err error) string {
+	var h *hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	return ""
+}
+
 func TestRecordsAreNamedByTokens(t *testing.T) {
 	token, err := newToken()
 	if err != nil {

@@ -40,7 +40,7 @@ func (r *reception) answer(ctx context.Context) error {
 		return fmt.Errorf("%w: %q", ErrInvalidID, o.NewID)
 	}
 	if o.Mode != ModeCold && o.Mode != ModeLazy {
-		return withHint("use the same version of vzrun on both sides", "mode %.32q: %w", o.Mode, ErrUnsupported)
+		return withHint(sameVersion, "mode %.32q: %w", o.Mode, ErrUnsupported)
 	}
 	r.bundle = filepath.Join(r.o.Bundles, o.NewID)
 	if o.Shared {
@@ -74,7 +74,14 @@ func (r *reception) answer(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.control.Send(wire.Answer, answer{Checks: checks}); err != nil {
+	a := answer{Checks: checks}
+	if good {
+		a.Compress = o.Compress
+		if err := r.session.SetShape(wire.Shape{Compression: o.Compress}); err != nil {
+			return err
+		}
+	}
+	if err := r.control.Send(wire.Answer, a); err != nil {
 		if r.entry != nil {
 			return r.fail(err)
 		}
@@ -147,6 +154,10 @@ func (r *reception) inspect(ctx context.Context, spec *specs.Spec) ([]Check, err
 			there = oneLine(err.Error())
 		}
 		add("lazy pages", "needed", there, err == nil, orCold(err))
+	}
+	if o.Compress != "" {
+		knows := wire.Compresses(o.Compress)
+		add("compression", o.Compress, map[bool]string{true: "known", false: "not known"}[knows], knows, "leave out --compress, or "+sameVersion)
 	}
 	if !o.Shared {
 		_, err = exec.LookPath("rsync")

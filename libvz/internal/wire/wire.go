@@ -6,13 +6,16 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/xtaci/smux"
+	"golang.org/x/time/rate"
 )
 
 // Version is that of the protocol. Both sides must have the same.
@@ -58,8 +61,13 @@ const (
 // Session is one connection. Its methods may be called from any goroutine.
 type Session struct {
 	mux  *smux.Session
-	conn io.ReadWriteCloser
+	conn *link
 	role Role
+	// alive ends with the connection.
+	alive context.Context
+	// Of SetShape.
+	compression string
+	limiter     *rate.Limiter
 }
 
 // New greets the other side and returns the session. It closes conn where it
@@ -83,18 +91,21 @@ func New(conn io.ReadWriteCloser, role Role) (*Session, error) {
 		conn.Close()
 		return nil, fmt.Errorf("multiplex connection: %w", err)
 	}
+	alive, end := context.WithCancel(context.Background())
 	go func() {
 		<-l.failed
+		end()
 		mux.Close() // it does so itself only when it has something to send
 	}()
-	return &Session{mux: mux, conn: l, role: role}, nil
+	return &Session{mux: mux, conn: l, role: role, alive: alive}, nil
 }
 
-// link notices the end of the connection under a session.
+// link notices the end of the connection under a session, and counts.
 type link struct {
 	io.ReadWriteCloser
 	failed chan struct{}
 	once   sync.Once
+	sent   atomic.Int64 // bytes
 }
 
 func (l *link) note(n int, err error) (int, error) {
@@ -104,8 +115,13 @@ func (l *link) note(n int, err error) (int, error) {
 	return n, err
 }
 
-func (l *link) Read(b []byte) (int, error)  { return l.note(l.ReadWriteCloser.Read(b)) }
-func (l *link) Write(b []byte) (int, error) { return l.note(l.ReadWriteCloser.Write(b)) }
+func (l *link) Read(b []byte) (int, error) { return l.note(l.ReadWriteCloser.Read(b)) }
+
+func (l *link) Write(b []byte) (int, error) {
+	n, err := l.note(l.ReadWriteCloser.Write(b))
+	l.sent.Add(int64(n))
+	return n, err
+}
 
 func (l *link) Close() error {
 	err := l.ReadWriteCloser.Close()
@@ -163,66 +179,6 @@ func (s *Session) Close() error {
 	s.conn.Close() // a pipe that is closed already says so
 	return err
 }
-
-// Stream is one stream of bytes in each direction. A Read that ends with io.EOF
-// may also be that of a lost connection: who needs to know asks the other side
-// what has arrived.
-type Stream struct {
-	*smux.Stream
-	// Kind is what the opener said that it is for, Args what goes with it.
-	Kind string
-	Args []string
-}
-
-// header is what a stream begins with.
-type header struct {
-	Kind string   `json:"kind"`
-	Args []string `json:"args,omitempty"`
-}
-
-// headerPatience is how long a stream that is open may take to say its kind.
-const headerPatience = 10 * time.Second
-
-// Open opens a stream of some kind to the other side.
-func (s *Session) Open(kind string, args ...string) (*Stream, error) {
-	raw, err := s.mux.OpenStream()
-	if err != nil {
-		return nil, lost(err)
-	}
-	if err := writeFrame(raw, header{kind, args}); err != nil {
-		raw.Close()
-		return nil, lost(err)
-	}
-	return &Stream{raw, kind, args}, nil
-}
-
-// Accept waits for the next stream that the other side opens.
-func (s *Session) Accept() (*Stream, error) {
-	raw, err := s.mux.AcceptStream()
-	if err != nil {
-		return nil, lost(err)
-	}
-	var h header
-	err = raw.SetReadDeadline(time.Now().Add(headerPatience))
-	if err == nil {
-		err = readFrame(raw, &h)
-	}
-	if err == nil {
-		err = raw.SetReadDeadline(time.Time{})
-	}
-	if err != nil {
-		raw.Close()
-		return nil, err
-	}
-	return &Stream{raw, h.Kind, h.Args}, nil
-}
-
-// Report sends the result of what a stream carried, a JSON value; Result reads
-// it on the other side.
-func (s *Stream) Report(v any) error { return lost(writeFrame(s, v)) }
-
-// Result reads what Report sent.
-func (s *Stream) Result(v any) error { return readFrame(s, v) }
 
 // lost makes errors of a connection that is gone recognisable.
 func lost(err error) error {
