@@ -99,6 +99,7 @@ type cloning struct {
 	oldUUID    string
 	oldName    string
 	net        vnet.Cloned
+	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
 }
 
@@ -182,6 +183,9 @@ func (h *Host) completeClone(ctx context.Context, r *revival, images string, cha
 	}
 	cl.net.Nets = vnet.Follow(cl.net.Nets, cl.net.Links, links)
 	recordNetwork(spec, vnet.FormatNets(cl.net.Nets))
+	if err := h.planCloneDNS(r.id, spec, cl, o); err != nil {
+		return err
+	}
 	full, err := h.newRevival(ctx, r.id, r.bundle, spec, images, chain, m, links, ro)
 	if err != nil {
 		return err
@@ -248,6 +252,24 @@ func (h *Host) planCloneNetwork(id string, spec *specs.Spec, m *manifest, cl *cl
 	return nil
 }
 
+// planCloneDNS decides on name servers where an interface of the clone has been
+// given some; else its root and its memory hold those of its origin.
+func (h *Host) planCloneDNS(id string, spec *specs.Spec, cl *cloning, o CloneOptions) error {
+	text, err := JoinNets(o.Net)
+	if err != nil {
+		return err
+	}
+	wanted, err := parseNets(text)
+	if err != nil || len(vnet.DNS(wanted)) == 0 {
+		return err
+	}
+	if err := checkDNS(spec, wanted); err != nil {
+		return err
+	}
+	cl.dns, err = h.dnsOf(id, spec)
+	return err
+}
+
 // becomeClone makes the container that CRIU has just restored the clone that it is to
 // be. None of its tasks runs.
 func (r *revival) becomeClone(pid int) error {
@@ -274,10 +296,11 @@ func (r *revival) becomeClone(pid int) error {
 	if err != nil {
 		return err
 	}
-	files := guest.CloneFiles(guest.CloneInfo{
+	_, files := cl.dns.Files()
+	files = append(files, guest.CloneFiles(guest.CloneInfo{
 		ID: r.id, Generation: cl.generation, Hostname: r.spec.Hostname, UUID: containerUUID(r.spec),
 		Init: guest.Init(r.spec.Annotations[annotationGuest]),
-	})
+	})...)
 	if err := guest.Install(pid, uid, gid, files); err != nil {
 		return fmt.Errorf("tell the guest that it is a clone: %w", err)
 	}

@@ -98,6 +98,7 @@ func replaceInMemory(pid int, was, is string) error {
 func (r *revival) identifyRoot() error {
 	cl := r.clone
 	o := guest.RootIdentity{Hostname: r.spec.Hostname, WasHostname: cl.oldName, MachineID: cl.machineID}
+	o.Etc, _ = cl.dns.Files()
 	if err := guest.IdentifyRoot(r.root.place, o); err != nil {
 		return fmt.Errorf("names in the clone's root: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/guest"
+	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
 
 // Files of the host that a guest is told of.
@@ -52,21 +53,21 @@ func checkIdentity(spec *specs.Spec) error {
 	return nil
 }
 
+// checkDNS refuses name servers for a container in whose files vzrun writes nothing.
+func checkDNS(spec *specs.Spec, nets []vnet.Net) error {
+	if len(vnet.DNS(nets)) == 0 || spec.Annotations[annotationGuest] != "" {
+		return nil
+	}
+	return withHint("mount a file over /etc/resolv.conf in config.json", "annotation %s: dns=: %w for a container that is no whole operating system", annotationNet, ErrUnsupported)
+}
+
 // identify writes what the guest is told of itself and of the host, before its
 // init runs. The files in /run are in its memory; those in /etc, which it gets
 // only if somebody asked for them, on its disk.
 func (n *nascent) identify(pid, uid, gid int) error {
-	dns, err := guest.ParseDNS(n.spec.Annotations[guest.AnnotationDNS])
+	dns, err := n.host.dnsOf(n.id, n.spec)
 	if err != nil {
 		return err
-	}
-	if dns.Host {
-		if dns, err = hostDNS(); err != nil {
-			return err
-		}
-		if len(dns.Servers) == 0 {
-			n.host.warn(n.id, "the host has no name servers but on its own loopback interface: the guest's settings stay as they are")
-		}
 	}
 	etc, run := dns.Files()
 	hosts, err := n.hostsFile(pid)
@@ -111,6 +112,34 @@ func (n *nascent) hostsFile(pid int) ([]guest.File, error) {
 		}
 	}
 	return hosts.File(name, onHost), nil
+}
+
+// dnsOf is how a guest resolves names: servers of its interfaces come first.
+func (h *Host) dnsOf(id string, spec *specs.Spec) (guest.DNS, error) {
+	dns, err := guest.ParseDNS(spec.Annotations[guest.AnnotationDNS])
+	if err != nil {
+		return dns, err
+	}
+	nets, err := parseNets(spec.Annotations[annotationNet])
+	if err != nil {
+		return dns, err
+	}
+	servers := vnet.DNS(nets)
+	if dns.Host {
+		if dns, err = hostDNS(); err != nil {
+			return dns, err
+		}
+		if len(dns.Servers)+len(servers) == 0 {
+			h.warn(id, "the host has no name servers but on its own loopback interface: the guest's settings stay as they are")
+		}
+	}
+	for _, s := range dns.Servers {
+		if !slices.Contains(servers, s) {
+			servers = append(servers, s)
+		}
+	}
+	dns.Servers = servers
+	return dns, nil
 }
 
 // hostDNS is how the host resolves names, as far as a guest can do the same.

@@ -76,6 +76,9 @@ func (h *Host) planNetwork(id string, spec *specs.Spec, flags []string) error {
 		return withHint("leave the interfaces to whoever made the namespace, or have one of type network without a path in config.json",
 			"annotation %s: the container has no network namespace of its own", annotationNet)
 	}
+	if err := checkDNS(spec, nets); err != nil {
+		return err
+	}
 	nets, err = vnet.Complete(nets, id, h.macSeed(spec))
 	if err != nil {
 		return withHint(netHint, "%w", err)

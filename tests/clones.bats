@@ -91,7 +91,7 @@ new_origin() {
 		ExecStart=cp /run/vzrun/clone /srv/told
 	END
 	ln -s ../told.path "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
-	(cd "$BUNDLE" && vz spec --system --hostname web --net "bridge=$BRIDGE,ip=$ADDRESS/24,gw=${ADDRESS%.*}.1")
+	(cd "$BUNDLE" && vz spec --system --hostname web --net "bridge=$BRIDGE,ip=$ADDRESS/24,gw=${ADDRESS%.*}.1,dns=192.0.2.1")
 	edit_config "$BUNDLE" '.process.terminal = false | .linux.cgroupsPath = $ARGS.positional[0]' "/vzrun-test-$VZ_TAG-web"
 	vz run --detach --bundle "$BUNDLE" web </dev/null >"$VZ_TMP/web.log" 2>&1 3>&- || {
 		cat "$VZ_TMP/web.log"
@@ -184,10 +184,10 @@ who() {
 ### Tests
 
 @test "three clones in parallel are three machines, none is the origin" {
-	local n id pids=() before
+	local n id pids=() before dns=('' '' '' ',dns=192.0.2.3')
 	before=$(cat "$BUNDLE"/rootfs/etc/ssh/ssh_host_*_key.pub | cut -d ' ' -f 2 && cat "$BUNDLE/rootfs/etc/machine-id")
 	for n in 1 2 3; do
-		clone "$ID-$n" --net "bridge=$BRIDGE,ip=${ADDRESS%.*}.1$n/24,gw=${ADDRESS%.*}.1" &
+		clone "$ID-$n" --net "bridge=$BRIDGE,ip=${ADDRESS%.*}.1$n/24,gw=${ADDRESS%.*}.1${dns[n]}" &
 		pids+=("$!")
 	done
 	for n in "${pids[@]}"; do wait "$n"; done
@@ -212,6 +212,14 @@ who() {
 		[[ $(guest "$id" ip -br address) != *"$ADDRESS/"* ]]
 		guest "$id" sh -c "echo $id >/srv/who"
 	done
+	# Name servers are the origin's unless a clone is given others.
+	for n in 1 2; do
+		[[ $(guest "$ID-$n" grep '^nameserver' /etc/resolv.conf) == 'nameserver 192.0.2.1' ]]
+		[[ $(vz state "$ID-$n" | jq -r '.annotations["org.vzrun.net"]') == *,dns=192.0.2.1,* ]]
+	done
+	[[ $(guest "$ID-3" grep '^nameserver' /etc/resolv.conf) == 'nameserver 192.0.2.3' ]]
+	[[ $(guest "$ID-3" grep '^DNS=' /run/systemd/resolved.conf.d/00-vzrun.conf) == 'DNS=192.0.2.3' ]]
+	[[ $(vz state "$ID-3" | jq -r '.annotations["org.vzrun.net"]') == *,dns=192.0.2.3,* ]]
 	# Nothing that tells one from another is the same in two of them.
 	[[ -z $(for n in 1 2 3; do grep -v '^keys=' "$T/who-$n" | sort -u; done | sort | uniq -d) ]]
 	[[ $(host_net ip -br link | grep -c '^vz-') == 3 ]]
@@ -229,7 +237,7 @@ who() {
 	clone "$ID"
 	[[ $(guest "$ID" ip -br address) != *"$ADDRESS/"* ]]
 	[[ $(guest "$ID" cat /sys/class/net/eth0/operstate) == up ]]
-	[[ $(vz state "$ID" | jq -r '.annotations["org.vzrun.net"]') == bridge=$BRIDGE,mac=*,filter=mac ]]
+	[[ $(vz state "$ID" | jq -r '.annotations["org.vzrun.net"]') == bridge=$BRIDGE,dns=192.0.2.1,mac=*,filter=mac ]]
 	host_net ip address del "$ADDRESS/24" dev "$BRIDGE"
 	works "$ID"
 }

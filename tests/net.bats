@@ -282,7 +282,8 @@ host_end() { vz state "$1" | jq -r '.annotations["org.vzrun.net"]' | tr ';' '\n'
 	try 1 'address is in use: 10.1.0.1, by the host' 'choose another ip=' bridge=vzbr0,ip=10.1.0.1/24
 	try 1 'gw=10.9.0.1 is in no network' 'bridge=NAME' bridge=vzbr0,ip=10.1.0.5/24,gw=10.9.0.1
 	try 1 'mtu=9 is not' 'bridge=NAME' bridge=vzbr0,mtu=9
-	try 1 'name servers are' 'bridge=NAME' bridge=vzbr0,dns=9.9.9.9
+	try 1 'dns=9.9.9 is no address' 'bridge=NAME' bridge=vzbr0,dns=9.9.9
+	try 5 'dns=: not supported here for a container that is no whole' '/etc/resolv.conf' bridge=vzbr0,dns=9.9.9.9
 	try 1 'no such CNI network: nonet' 'NETCONFPATH' cni=nonet
 	host ip route add 10.2.0.5/32 dev vzbr0
 	try 1 'address is in use: 10.2.0.5, the host has a route' 'ip route' routed,ip=10.2.0.5
@@ -474,9 +475,13 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 ### A whole system
 
 @test "a Debian has its network from the first moment, and keeps it across a checkpoint" {
-	bundle=$(debian_bundle "$ID" --net bridge=vzbr0,ip=10.1.0.5/24,gw=10.1.0.1,ip=fd00:1::5/64)
+	local dns=$'nameserver 10.1.0.1\nnameserver fd00:1::1\nnameserver 192.0.2.1\nsearch vz.example'
+	bundle=$(debian_bundle "$ID" --net bridge=vzbr0,ip=10.1.0.5/24,gw=10.1.0.1,ip=fd00:1::5/64,dns=10.1.0.1,dns=fd00:1::1 \
+		--dns 192.0.2.1,10.1.0.1,search=vz.example)
 	app_up "$bundle" "$ID"
 	wait_guest "$ID"
+	[[ $(guest "$ID" grep -v '^#' /etc/resolv.conf) == "$dns" ]]
+	[[ $(guest "$ID" grep '^DNS=' /run/systemd/resolved.conf.d/00-vzrun.conf) == 'DNS=10.1.0.1 fd00:1::1 192.0.2.1' ]]
 	answers host 10.1.0.5
 	answers host fd00:1::5
 	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
@@ -491,6 +496,8 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	app_restore "$bundle" "$ID" "$VZ_TMP/images"
 	exec {open}>&-
 	wait_line "$VZ_TMP/talk" '^lines='
+	[[ $(guest "$ID" grep -v '^#' /etc/resolv.conf) == "$dns" ]]
+	[[ $(vz state "$ID" | jq -r '.annotations["org.vzrun.net"]') == *,dns=10.1.0.1,dns=fd00:1::1,* ]]
 	answers host fd00:1::5
 	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
 	[[ $(guest "$ID" systemctl is-system-running) == running ]]

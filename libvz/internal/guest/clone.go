@@ -61,6 +61,7 @@ type RootIdentity struct {
 	Hostname    string // "" = stays
 	WasHostname string // the origin's, beside what is in /etc/hostname; "" = that alone
 	MachineID   string // "" = stays; a root without one gets none
+	Etc         []File // more for /etc, as [DNS.Files] has it
 }
 
 // IdentifyRoot writes names to the /etc of a root directory that no process has.
@@ -93,7 +94,7 @@ func IdentifyRoot(dir string, o RootIdentity) error {
 	if o.MachineID != "" && MachineID(dir) != "" {
 		files = append(files, File{Path: "machine-id", Mode: 0o444, Content: o.MachineID + "\n"})
 	}
-	_, err = installAll(etc, files)
+	_, err = installAll(etc, append(files, o.Etc...))
 	if errors.Is(err, unix.EROFS) {
 		return nil // a rootfs that is read-only has its own way to say them
 	}

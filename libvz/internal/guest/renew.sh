@@ -49,7 +49,7 @@ forget_leases() {
 # What has read the old ones at its start reads the new ones.
 restart_services() {
 	if [ -d /run/systemd/system ]; then
-		units=$(systemctl list-units --plain --no-legend --state=active systemd-journald.service systemd-networkd.service \
+		units=$(systemctl list-units --plain --no-legend --state=active systemd-journald.service systemd-networkd.service systemd-resolved.service \
 			ssh.service sshd.service dhcpcd.service NetworkManager.service | cut -d ' ' -f 1)
 		# shellcheck disable=SC2086 # names, one word each
 		[ -z "$units" ] || systemctl --no-block try-restart $units || complain "not restarted:" $units

@@ -24,7 +24,8 @@ type Cloned struct {
 // origin and those that are wanted, by their names in the container. Each link
 // gets a name on the host and a MAC of its own (see Complete for the seed). One
 // that is not wanted otherwise stays on the bridge that it was on, without an
-// address: those in the images are its origin's.
+// address: those in the images are its origin's. Name servers are the origin's
+// where no other are wanted.
 //
 // It returns ErrNoLink for a wanted Net that the origin has no link of.
 func Clone(links []Link, had, wanted []Net, id, seed string) (Cloned, error) {
@@ -63,14 +64,18 @@ func Clone(links []Link, had, wanted []Net, id, seed string) (Cloned, error) {
 // cloneNet returns what a link of a clone is to be, and whether vzrun has
 // settings of it.
 func cloneNet(l Link, had, wanted []Net) (Net, bool) {
-	if i := slices.IndexFunc(wanted, func(n Net) bool { return n.Name == l.Inner }); i >= 0 {
-		return wanted[i], true
+	i := slices.IndexFunc(had, func(n Net) bool { return n.Host == l.Host && n.Kind != KindCNI })
+	if j := slices.IndexFunc(wanted, func(n Net) bool { return n.Name == l.Inner }); j >= 0 {
+		n := wanted[j]
+		if len(n.DNS) == 0 && i >= 0 {
+			n.DNS = had[i].DNS
+		}
+		return n, true
 	}
-	i := slices.IndexFunc(had, func(n Net) bool { return n.Host == l.Host && n.Kind == KindBridge })
-	if i < 0 {
+	if i < 0 || had[i].Kind != KindBridge {
 		return Net{Name: l.Inner}, false
 	}
-	n := Net{Kind: KindBridge, Master: had[i].Master, Name: l.Inner, MTU: had[i].MTU}
+	n := Net{Kind: KindBridge, Master: had[i].Master, Name: l.Inner, MTU: had[i].MTU, DNS: had[i].DNS}
 	if had[i].Filter == FilterOff {
 		n.Filter = FilterOff
 	}

@@ -17,8 +17,8 @@ func TestClone(t *testing.T) {
 		}
 		return n
 	}
-	had := nets("bridge=br0,ip=10.0.0.2/24,gw=10.0.0.1,mac=02:00:00:00:00:01,name=eth0,host=vz-web-0,filter=ip,mtu=1400;" +
-		"routed,ip=10.9.0.2,mac=02:00:00:00:00:02,name=eth1,host=vz-web-1,filter=ip")
+	had := nets("bridge=br0,ip=10.0.0.2/24,gw=10.0.0.1,dns=10.0.0.1,mac=02:00:00:00:00:01,name=eth0,host=vz-web-0,filter=ip,mtu=1400;" +
+		"routed,ip=10.9.0.2,dns=10.0.0.9,mac=02:00:00:00:00:02,name=eth1,host=vz-web-1,filter=ip")
 	links := []Link{
 		{Inner: "eth0", Index: 2, Host: "vz-web-0", MAC: "fe:00:00:00:00:01", MTU: 1400, Master: "br0", Isolated: true, Up: true},
 		{Inner: "eth1", Index: 3, Host: "vz-web-1", Up: true, Addrs: []Addr{{CIDR: "169.254.1.1/32"}}, Routes: []Route{{Dst: "10.9.0.2/32"}}},
@@ -46,7 +46,7 @@ func TestClone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check(c, "bridge=br0,mac="+c.MACs["eth0"].String()+",mtu=1400,name=eth0,host=vz-c1-0,filter=mac")
+	check(c, "bridge=br0,dns=10.0.0.1,mac="+c.MACs["eth0"].String()+",mtu=1400,name=eth0,host=vz-c1-0,filter=mac")
 	if l := c.Links[0]; l.Master != "br0" || !l.Isolated || l.MTU != 1400 || l.Host != "vz-c1-0" || l.MAC == links[0].MAC {
 		t.Errorf("eth0: %+v", l)
 	}
@@ -58,13 +58,13 @@ func TestClone(t *testing.T) {
 		t.Errorf("lan: %+v", l)
 	}
 
-	c, err = Clone(links, had, nets("routed,ip=10.9.0.3,ip=fd00::3,name=eth1;bridge=br2,ip=10.2.0.3/24,name=lan"), "c1", seed)
+	c, err = Clone(links, had, nets("routed,ip=10.9.0.3,ip=fd00::3,name=eth1;bridge=br2,ip=10.2.0.3/24,dns=10.2.0.1,name=lan"), "c1", seed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	check(c, "bridge=br0,mac="+c.MACs["eth0"].String()+",mtu=1400,name=eth0,host=vz-c1-0,filter=mac;"+
-		"routed,ip=10.9.0.3,ip=fd00::3,mac="+c.MACs["eth1"].String()+",name=eth1,host=vz-c1-1,filter=ip;"+
-		"bridge=br2,ip=10.2.0.3/24,mac="+c.MACs["lan"].String()+",name=lan,host=vz-c1-2,filter=ip")
+	check(c, "bridge=br0,dns=10.0.0.1,mac="+c.MACs["eth0"].String()+",mtu=1400,name=eth0,host=vz-c1-0,filter=mac;"+
+		"routed,ip=10.9.0.3,ip=fd00::3,dns=10.0.0.9,mac="+c.MACs["eth1"].String()+",name=eth1,host=vz-c1-1,filter=ip;"+
+		"bridge=br2,ip=10.2.0.3/24,dns=10.2.0.1,mac="+c.MACs["lan"].String()+",name=lan,host=vz-c1-2,filter=ip")
 	if l := c.Links[1]; len(l.Addrs) != 2 || len(l.Routes) != 2 || l.Routes[0].Dst != "10.9.0.3/32" || l.Routes[1].Dst != "fd00::3/128" {
 		t.Errorf("eth1: %+v", l)
 	}

@@ -40,6 +40,7 @@ const (
 const (
 	MaxNets  = 16
 	maxIPs   = 16
+	maxDNS   = 8
 	minMTU   = 68
 	minMTUv6 = 1280
 	maxMTU   = 65535
@@ -62,13 +63,16 @@ type Net struct {
 	IPs []netip.Prefix
 	// Gateways are one of each family at the most, only of a bridged Net.
 	Gateways []netip.Addr
+	// DNS are the name servers that can be reached by it; what the guest does
+	// with them is not this package's affair.
+	DNS []netip.Addr
 	// Filter is empty before Complete where none was named.
 	Filter Filter
 	// NAT hides the addresses behind the host's.
 	NAT bool
 }
 
-const netKeys = "bridge=, routed, cni=, ip=, gw=, mac=, mtu=, name=, host=, filter=, nat"
+const netKeys = "bridge=, routed, cni=, ip=, gw=, dns=, mac=, mtu=, name=, host=, filter=, nat"
 
 // ParseNets reads what Format writes: Nets that are separated by semicolons,
 // each of it KEY[=VALUE] separated by commas. Names inside of the container
@@ -102,7 +106,7 @@ func parseNet(text string) (Net, error) {
 	seen := make(map[string]bool)
 	for _, field := range strings.Split(text, ",") {
 		key, value, hasValue := strings.Cut(strings.TrimSpace(field), "=")
-		if key != "ip" && key != "gw" && seen[key] {
+		if seen[key] && !slices.Contains([]string{"ip", "gw", "dns"}, key) {
 			return n, fmt.Errorf("%s is given twice", key)
 		}
 		seen[key] = true
@@ -142,6 +146,12 @@ func (n *Net) set(key, value string) (err error) {
 			return fmt.Errorf("gw=%s is no address", value)
 		}
 		n.Gateways = append(n.Gateways, gw.Unmap())
+	case "dns":
+		var server netip.Addr
+		if server, err = netip.ParseAddr(value); err != nil || server.Zone() != "" || server.IsUnspecified() || server.IsMulticast() {
+			return fmt.Errorf("dns=%s is no address of a name server", value)
+		}
+		n.DNS = append(n.DNS, server.Unmap())
 	case "mac":
 		if n.MAC, err = net.ParseMAC(value); err != nil || len(n.MAC) != 6 || n.MAC[0]&1 != 0 || slices.Equal(n.MAC, make(net.HardwareAddr, 6)) {
 			return fmt.Errorf("mac=%s is no address of one Ethernet interface, such as 02:00:00:00:00:05", value)
@@ -164,8 +174,6 @@ func (n *Net) set(key, value string) (err error) {
 		if n.Filter != FilterIP && n.Filter != FilterMAC && n.Filter != FilterOff {
 			return fmt.Errorf("filter=%s is none of ip, mac, off", value)
 		}
-	case "dns":
-		return fmt.Errorf("name servers are the guest's, not an interface's: spec --system --dns, or the annotation org.vzrun.dns")
 	default:
 		return fmt.Errorf("%q is not known; known are %s", key, netKeys)
 	}
@@ -193,6 +201,9 @@ func parseIP(text string) (netip.Prefix, error) {
 func (n *Net) check() error {
 	if len(n.IPs) > maxIPs {
 		return fmt.Errorf("%d addresses, %d are the most", len(n.IPs), maxIPs)
+	}
+	if len(n.DNS) > maxDNS {
+		return fmt.Errorf("%d name servers, %d are the most", len(n.DNS), maxDNS)
 	}
 	if n.MTU != 0 && n.MTU < minMTUv6 && len(n.ips(false)) > 0 {
 		return fmt.Errorf("mtu=%d is too small for IPv6, which needs %d", n.MTU, minMTUv6)
@@ -225,7 +236,7 @@ func (n *Net) check() error {
 			return fmt.Errorf("cni=%s is no name of a CNI network", n.Master)
 		}
 		if len(n.Gateways) > 0 || n.MTU != 0 || n.Host != "" || n.Filter != "" || n.NAT {
-			return fmt.Errorf("with cni= only ip=, mac= and name= go: the rest is the network's affair")
+			return fmt.Errorf("with cni= only ip=, dns=, mac= and name= go: the rest is the network's affair")
 		}
 		return nil
 	}
@@ -325,6 +336,9 @@ func (n Net) String() string {
 	for _, gw := range n.Gateways {
 		add("gw", gw.String())
 	}
+	for _, server := range n.DNS {
+		add("dns", server.String())
+	}
 	add("mac", n.MAC.String())
 	if n.MTU != 0 {
 		add("mtu", strconv.Itoa(n.MTU))
@@ -336,6 +350,19 @@ func (n Net) String() string {
 		b.WriteString(",nat")
 	}
 	return b.String()
+}
+
+// DNS returns the name servers of all Nets, each once.
+func DNS(nets []Net) []netip.Addr {
+	var out []netip.Addr
+	for _, n := range nets {
+		for _, server := range n.DNS {
+			if !slices.Contains(out, server) {
+				out = append(out, server)
+			}
+		}
+	}
+	return out
 }
 
 // Complete chooses what the Nets of container id leave open: the host's names,
