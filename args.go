@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -10,9 +11,82 @@ import (
 // unlimited lets a verb take any number of arguments and hand them on.
 const unlimited = -1
 
+// flagsFirst moves the flags of a verb before its other arguments, where the
+// library looks for them: runc takes them after the id, too, so that there are
+// scripts and engines that write `delete ID --force`. Whatever follows "--" stays,
+// and so do arguments that are handed on. What is no flag of the verb stays where
+// it is, to be refused.
+func flagsFirst(app *cli.App, args []string) []string {
+	at := verbAt(app.Flags, args)
+	if at >= len(args) {
+		return args
+	}
+	verb := app.Command(args[at])
+	if verb == nil || handsOn(verb.Name) {
+		return args
+	}
+	known := append(slices.Clone(verb.Flags), cli.HelpFlag)
+	flags, others := []string(nil), []string(nil)
+	for rest := args[at+1:]; len(rest) > 0; {
+		if rest[0] == "--" {
+			flags, others = append(flags, "--"), append(others, rest[1:]...)
+			break
+		}
+		n := flagLength(known, rest)
+		switch {
+		case n > 0:
+			flags = append(flags, rest[:n]...)
+		case len(others) == 0 && isDashed(rest[0]):
+			return args // unknown: the library says so
+		default:
+			n = 1
+			others = append(others, rest[0])
+		}
+		rest = rest[n:]
+	}
+	return slices.Concat(args[:at+1], flags, others)
+}
+
+// verbAt returns the index of the first argument that is no global flag.
+func verbAt(global []cli.Flag, args []string) int {
+	at := min(1, len(args))
+	for at < len(args) && isDashed(args[at]) {
+		n := flagLength(global, args[at:])
+		if n == 0 { // "--", or help, or unknown
+			return len(args)
+		}
+		at += n
+	}
+	return at
+}
+
+func isDashed(arg string) bool { return len(arg) > 1 && arg[0] == '-' }
+
+// flagLength returns how many of args the flag at their beginning takes, 0 where
+// there is none of those known.
+func flagLength(known []cli.Flag, args []string) int {
+	if !isDashed(args[0]) {
+		return 0
+	}
+	name, _, hasValue := strings.Cut(strings.TrimPrefix(args[0][1:], "-"), "=")
+	for _, f := range known {
+		if !slices.Contains(f.Names(), name) {
+			continue
+		}
+		if _, alone := f.(*cli.BoolFlag); alone || hasValue || len(args) == 1 {
+			return 1
+		}
+		return 2
+	}
+	return 0
+}
+
+// handsOn tells whether a verb's arguments belong to another program.
+func handsOn(verb string) bool { return slices.Contains([]string{"exec", "ps", "relay-rsync"}, verb) }
+
 // checkArgs checks the arguments that are no flags. Every verb calls it first,
 // because the library ends flags at the first argument and would let a verb
-// overlook what comes after: `delete ID --force` must not delete without force.
+// overlook what comes after.
 func checkArgs(c *cli.Context, least, most int) error {
 	return checkPositionals(c.Command.Name, c.Command.ArgsUsage, c.Args().Slice(), least, most)
 }
@@ -32,7 +106,7 @@ func checkPositionals(verb, usage string, args []string, least, most int) error 
 	for i, arg := range args {
 		// The first one may begin with a dash: it was written after "--".
 		if i > 0 && strings.HasPrefix(arg, "-") {
-			return flagAfterID(verb, usage, arg)
+			return unknownFlag(verb, arg)
 		}
 	}
 	if len(args) > most {
@@ -41,12 +115,12 @@ func checkPositionals(verb, usage string, args []string, least, most int) error 
 	return nil
 }
 
-func flagAfterID(verb, usage, arg string) error {
-	hint := fmt.Sprintf("flags go before the id: vzrun %s %s %s", verb, arg, usage)
+func unknownFlag(verb, arg string) error {
+	hint := fmt.Sprintf("vzrun %s --help lists the flags", verb)
 	if signal, err := parseSignal(strings.TrimLeft(arg, "-")); verb == "kill" && err == nil {
 		hint = fmt.Sprintf("a signal has no dash: vzrun kill <container-id> %d", signal)
 	}
-	return &usageError{msg: fmt.Sprintf("%s: flag %s after the container id", verb, arg), hint: hint}
+	return &usageError{msg: fmt.Sprintf("%s: unknown flag %s", verb, arg), hint: hint}
 }
 
 // formatFlag is the --format that listing verbs share.

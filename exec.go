@@ -26,7 +26,7 @@ func execCommand() *cli.Command {
 			&cli.StringFlag{Name: "apparmor", Usage: "AppArmor `PROFILE` of the process"},
 			&cli.BoolFlag{Name: "no-new-privs", Usage: "forbid the process to gain privileges"},
 			&cli.StringSliceFlag{Name: "cap", Aliases: []string{"c"}, KeepSpace: true, Usage: "add a `CAPABILITY`"},
-			&cli.StringSliceFlag{Name: "cgroup", KeepSpace: true, Usage: "run in an existing sub-cgroup, `[CONTROLLER:]PATH`"},
+			&cli.StringSliceFlag{Name: "cgroup", KeepSpace: true, Usage: "run in an existing sub-cgroup, `[CONTROLLER:]PATH`; may be repeated"},
 			&cli.BoolFlag{Name: "ignore-paused", Usage: "even if the container is paused; the process then waits"},
 		},
 		Action: exec,
@@ -65,7 +65,7 @@ func execProcess(c *cli.Context) (int, error) {
 	l.subreaper, l.activation = false, false
 	return l.exec(c, ct, libvz.ExecOptions{
 		Process:      *process,
-		Cgroup:       changes.cgroup,
+		Cgroups:      changes.cgroups,
 		IgnorePaused: c.Bool("ignore-paused"),
 		Detach:       l.detach,
 		Insist:       changes.caps,

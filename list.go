@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -44,6 +45,9 @@ func list(c *cli.Context) error {
 	if c.IsSet("output") || c.Bool("system") || c.IsSet("sort") || c.Bool("no-header") {
 		return listColumns(c, asJSON)
 	}
+	if err := needNamedRoot(c); err != nil {
+		return err
+	}
 	host, err := openHost(c)
 	if err != nil {
 		return err
@@ -66,6 +70,19 @@ func list(c *cli.Context) error {
 	default:
 		return printStates(c.App.Writer, states)
 	}
+}
+
+// needNamedRoot refuses a --root that is not there, as runc does; the one that
+// nobody named is made by the first container.
+func needNamedRoot(c *cli.Context) error {
+	root := c.String("root")
+	if root == defaultRoot() {
+		return nil
+	}
+	if _, err := os.Stat(root); err != nil {
+		return &libvz.Error{Op: "list", Err: fmt.Errorf("state directory: %w", err), Hint: "see what --root names"}
+	}
+	return nil
 }
 
 func printStates(out io.Writer, states []libvz.State) error {

@@ -51,10 +51,13 @@ func logsToStderr() bool {
 }
 
 // plainFormatter writes for people: the program's name, the level unless it is
-// an error, the message.
+// an error, the message. What --debug adds has the form that runc gives it.
 type plainFormatter struct{}
 
 func (plainFormatter) Format(e *logrus.Entry) ([]byte, error) {
+	if e.Level > logrus.InfoLevel {
+		return (&logrus.TextFormatter{DisableColors: true}).Format(e)
+	}
 	var line bytes.Buffer
 	line.WriteString("vzrun: ")
 	if e.Level > logrus.ErrorLevel {

@@ -28,7 +28,8 @@ var version = "0.0.0-dev"
 func main() {
 	tuneRuntime()
 	logPlainlyToStderr()
-	os.Exit(report(newApp().RunContext(context.Background(), os.Args)))
+	app := newApp()
+	os.Exit(report(app.RunContext(context.Background(), flagsFirst(app, os.Args))))
 }
 
 // tuneRuntime fits the Go runtime to a process that usually lives 20 ms: no

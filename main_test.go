@@ -79,11 +79,11 @@ func TestCheckPositionals(t *testing.T) {
 		{"state", []string{"-a"}, 1, 1, ""},
 		{"list", nil, 0, 0, ""},
 		{"list", []string{"a"}, 0, 0, `unexpected argument "a"`},
-		{"delete", []string{"a", "--force"}, 1, 1, "flags go before the id: vzrun delete --force"},
+		{"delete", []string{"a", "--force"}, 1, 1, "delete: unknown flag --force"},
 		{"kill", []string{"a", "KILL"}, 1, 2, ""},
 		{"kill", []string{"a", "-9"}, 1, 2, "vzrun kill <container-id> 9"},
 		{"kill", []string{"a", "-KILL"}, 1, 2, "vzrun kill <container-id> 9"},
-		{"kill", []string{"a", "KILL", "--all"}, 1, 2, "flags go before the id"},
+		{"kill", []string{"a", "KILL", "--some"}, 1, 2, "vzrun kill --help"},
 		{"exec", []string{"a", "ls", "-l", "--all"}, 2, unlimited, ""},
 		{"exec", []string{"a"}, 2, unlimited, "an argument is missing"},
 		{"ps", []string{"a", "-ef"}, 1, unlimited, ""},
@@ -97,6 +97,36 @@ func TestCheckPositionals(t *testing.T) {
 		}
 		if err == nil || exitCode(err) != codeUsage || !strings.Contains(err.Error()+"\n"+hintOf(err), test.want) {
 			t.Errorf("%s %q: error %v with hint %q, want %q", test.verb, test.args, err, hintOf(err), test.want)
+		}
+	}
+}
+
+func TestFlagsFirst(t *testing.T) {
+	for line, want := range map[string]string{
+		"":                                     "",
+		"list":                                 "list",
+		"delete a --force":                     "delete --force a",
+		"delete --force a":                     "delete --force a",
+		"--root /r --debug delete a -f":        "--root /r --debug delete -f a",
+		"--root=/r kill a --all KILL":          "--root=/r kill --all a KILL",
+		"update a --memory -1 --cpuset-cpus 1": "update --memory -1 --cpuset-cpus 1 a",
+		"update -r - a":                        "update -r - a",
+		"update a --pids-limit=5":              "update --pids-limit=5 a",
+		"kill a -9":                            "kill a -9",
+		"delete a --nonsense --force":          "delete --force a --nonsense",
+		"delete --nonsense a --force":          "delete --nonsense a --force",
+		"run -b /b -- --a --detach":            "run -b /b -- --a --detach",
+		"run a --bundle":                       "run --bundle a",
+		"state a --help":                       "state --help a",
+		"exec a ls --tty":                      "exec a ls --tty",
+		"--debug ps a -o pid --format json":    "--debug ps a -o pid --format json",
+		"nonsense a --force":                   "nonsense a --force",
+		"--nonsense delete a --force":          "--nonsense delete a --force",
+		"help delete":                          "help delete",
+	} {
+		got := flagsFirst(newApp(), append([]string{"vzrun"}, strings.Fields(line)...))
+		if text := strings.Join(got[1:], " "); text != want {
+			t.Errorf("%q became %q, want %q", line, text, want)
 		}
 	}
 }

@@ -22,7 +22,7 @@ type processChanges struct {
 	gids       []string
 	apparmor   string
 	label      string
-	cgroup     string
+	cgroups    []string
 	terminal   bool
 	noNewPrivs *bool
 }
@@ -31,7 +31,7 @@ func processFlags(c *cli.Context) (*processChanges, error) {
 	p := &processChanges{
 		file: c.String("process"), cwd: c.String("cwd"), user: c.String("user"),
 		env: c.StringSlice("env"), caps: c.StringSlice("cap"), gids: c.StringSlice("additional-gids"),
-		apparmor: c.String("apparmor"), label: c.String("process-label"), terminal: c.Bool("tty"),
+		cgroups: c.StringSlice("cgroup"), apparmor: c.String("apparmor"), label: c.String("process-label"), terminal: c.Bool("tty"),
 	}
 	if p.file != "" {
 		if err := checkArgs(c, 1, 1); err != nil {
@@ -46,17 +46,6 @@ func processFlags(c *cli.Context) (*processChanges, error) {
 	if c.IsSet("no-new-privs") {
 		wanted := c.Bool("no-new-privs")
 		p.noNewPrivs = &wanted
-	}
-	switch cgroups := c.StringSlice("cgroup"); len(cgroups) {
-	case 0:
-	case 1:
-		p.cgroup = cgroups[0]
-	default:
-		return nil, &libvz.Error{
-			Op: "exec", ID: c.Args().First(),
-			Err:  fmt.Errorf("more than one --cgroup: %w", libvz.ErrUnsupported),
-			Hint: "name several controllers in one: --cgroup memory,cpu:PATH",
-		}
 	}
 	return p, nil
 }

@@ -222,8 +222,16 @@ func TestChangedSince(t *testing.T) {
 
 func TestReplaceInMemory(t *testing.T) {
 	was, is := "0123456789abcdef0123456789abcdef", "feedfeedfeedfeedfeedfeedfeedfeed"
-	cmd := exec.Command("sleep", "60")
+	cmd := exec.Command("cat")
 	cmd.Env = []string{"container_uuid=" + was, "other=kept"}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -231,6 +239,14 @@ func TestReplaceInMemory(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
+	// That it has answered tells that the kernel has given it its environment;
+	// Start may return before.
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	environ := fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid)
 	if err := replaceInMemory(cmd.Process.Pid, was, is); err != nil {
 		t.Fatal(err)

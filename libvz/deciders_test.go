@@ -192,14 +192,19 @@ func TestManifest(t *testing.T) {
 }
 
 func TestSubCgroups(t *testing.T) {
-	if got, err := subCgroups("cpu,memory:sub"); err != nil || got["cpu"] != "sub" || got["memory"] != "sub" {
+	if got, err := subCgroups([]string{"cpu,memory:sub"}); err != nil || got["cpu"] != "sub" || got["memory"] != "sub" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := subCgroups("sub"); err != nil || got[""] != "sub" {
+	if got, err := subCgroups([]string{"sub"}); err != nil || got[""] != "sub" {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := subCgroups("cpu,:sub"); err == nil {
-		t.Error("an empty controller was accepted")
+	if got, err := subCgroups([]string{"memory:a", "cpu,cpuacct:b"}); err != nil || got["memory"] != "a" || got["cpuacct"] != "b" {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range [][]string{{"cpu,:sub"}, {"cpu:a", "cpu:b"}, {"a", "cpu:b"}, {"a", "b"}} {
+		if _, err := subCgroups(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
 	}
 }
 

@@ -99,9 +99,9 @@ func (c *Container) GuestCode(code int) int {
 type ExecOptions struct {
 	Stdio
 	Process specs.Process
-	// Cgroup is a cgroup below the container's to run in, as runc's exec
-	// --cgroup: PATH, or CONTROLLER[,CONTROLLER..]:PATH on cgroup v1.
-	Cgroup string
+	// Cgroups are cgroups below the container's to run in, as runc's exec
+	// --cgroup: one PATH, or CONTROLLER[,CONTROLLER..]:PATH on cgroup v1.
+	Cgroups []string
 	// IgnorePaused allows it in a paused container, where the process runs
 	// only after Resume.
 	IgnorePaused bool
@@ -139,7 +139,7 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	lp.LogLevel = c.host.opts.LogLevel
-	if lp.SubCgroupPaths, err = subCgroups(o.Cgroup); err != nil {
+	if lp.SubCgroupPaths, err = subCgroups(o.Cgroups); err != nil {
 		return nil, err
 	}
 	// No learning from a process that others of the container can get at.
@@ -249,20 +249,25 @@ func rlimitNumber(name string) (int, bool) {
 }
 
 // subCgroups reads the --cgroup of exec.
-func subCgroups(arg string) (map[string]string, error) {
-	if arg == "" {
-		return nil, nil
-	}
-	controllers, path, named := strings.Cut(arg, ":")
-	if !named {
-		return map[string]string{"": arg}, nil
-	}
-	paths := map[string]string{}
-	for c := range strings.SplitSeq(controllers, ",") {
-		if c == "" {
-			return nil, fmt.Errorf("cgroup %q: empty controller name", arg)
+func subCgroups(args []string) (map[string]string, error) {
+	paths := make(map[string]string, len(args))
+	for _, arg := range args {
+		controllers, path, named := strings.Cut(arg, ":")
+		if !named {
+			if len(args) > 1 {
+				return nil, withHint("name the controllers of each: --cgroup memory:A --cgroup cpu,cpuacct:B", "cgroup %q: no controller, and not the only one", arg)
+			}
+			return map[string]string{"": arg}, nil
 		}
-		paths[c] = path
+		for c := range strings.SplitSeq(controllers, ",") {
+			if c == "" {
+				return nil, fmt.Errorf("cgroup %q: empty controller name", arg)
+			}
+			if _, twice := paths[c]; twice {
+				return nil, fmt.Errorf("cgroup %q: controller %s is named twice", arg, c)
+			}
+			paths[c] = path
+		}
 	}
 	return paths, nil
 }

@@ -342,7 +342,7 @@ one_of_another() {
 	[[ $(pid_of "$other") == "$pid" ]]
 }
 
-@test "a checkpoint never replaces another" {
+@test "a checkpoint never replaces that of another container" {
 	local before
 	images
 	before=$(tree_sum "$IMAGES")
@@ -450,16 +450,21 @@ one_of_another() {
 	assert_nothing_left
 }
 
-@test "flags after the id never do half of what was asked" {
+@test "flags after the id count, and never do half of what was asked" {
 	app_up "$(app_bundle "$ID" sleep 1000)" "$ID"
-	fails 2 'flag --force after the container id' vz delete "$ID" --force
-	fails 2 'flag -9 after the container id' vz kill "$ID" -9
+	fails 2 'delete: unknown flag --forced' vz delete "$ID" --forced
+	fails 2 'unknown flag -9' vz kill "$ID" -9
 	[[ ${stderr_lines[1]} == *"vzrun kill <container-id> 9" ]]
-	fails 2 'flag --leave-running after' vz checkpoint --image-path "$VZ_TMP/images" "$ID" --leave-running
-	fails 2 'flag --timeout after' vz stop "$ID" --timeout 1
-	fails 2 'flag --detach after' vz run "$ID" --detach
+	fails 2 'unknown flag --force' vz delete -- "$ID" --force
+	fails 2 'unknown flag --leave' vz checkpoint "$ID" --leave --image-path "$VZ_TMP/images"
 	has_status "$ID" running
 	[[ ! -e $VZ_TMP/images ]]
+	# What follows belongs to the program.
+	[[ $(vz exec "$ID" echo --tty --cwd /tmp </dev/null) == '--tty --cwd /tmp' ]]
+	vz update "$ID" --pids-limit 77
+	[[ $(control_file "$(cgroup_of "$ID")" pids.max pids.max) == 77 ]]
+	vz delete "$ID" --force
+	assert_nothing_left
 }
 
 @test "too many and too few arguments" {
@@ -521,6 +526,6 @@ one_of_another() {
 @test "a state directory that cannot be" {
 	touch "$VZ_TMP/file"
 	one_error 1 'not a directory' "$VZRUN" --root "$VZ_TMP/file" create --bundle "$SAVED_BUNDLE" "$ID"
-	[[ $("$VZRUN" --root "$VZ_TMP/none" list -f json) == "[]" ]]
+	fails 1 'list: state directory: .*no such file' "$VZRUN" --root "$VZ_TMP/none" list -f json
 	[[ ! -e $VZ_TMP/none ]]
 }

@@ -69,27 +69,30 @@ func TestAsk(t *testing.T) {
 	for _, a := range []string{"10.1.0.5/24", "fd00:1::5/64"} {
 		must(t, in.AddrAdd(eth0, &netlink.Addr{IPNet: cidr(t, a), Flags: unix.IFA_F_NODAD}))
 	}
-	ask := func(text string) (time.Duration, error) {
+	ask := func(text string) (asked bool, _ error) {
 		nets, err := ParseNets("bridge=br0," + text)
 		must(t, err)
-		begun := time.Now()
 		q, err := Ask(nets)
 		must(t, err)
 		defer q.Close()
-		err = q.Answer(t.Context())
-		return time.Since(begun), err
+		return len(q.segments) > 0, q.Answer(t.Context())
 	}
 
 	// A bridge without ports has nobody to ask.
-	if took, err := ask("ip=10.1.0.5/24"); err != nil || took >= askTime {
-		t.Errorf("no port: %v, %v", took, err)
+	if asked, err := ask("ip=10.1.0.5/24"); err != nil || asked {
+		t.Errorf("no port: asked %v, %v", asked, err)
 	}
 	must(t, h.LinkSetMaster(port, bridge))
 	for _, ip := range []string{"10.1.0.5", "fd00:1::5"} {
-		_, err := ask("ip=" + ip + "/" + map[bool]string{true: "64", false: "24"}[strings.Contains(ip, ":")])
+		// The kernel lets the port forward, and the neighbour hear who asks for
+		// its IPv6 address, a moment after it was told to.
+		for deadline := time.Now().Add(30 * time.Second); err == nil && time.Now().Before(deadline); {
+			_, err = ask("ip=" + ip + "/" + map[bool]string{true: "64", false: "24"}[strings.Contains(ip, ":")])
+		}
 		if !errors.Is(err, ErrAddressInUse) || !strings.Contains(err.Error(), ip+", by "+eth0.Attrs().HardwareAddr.String()+" on bridge br0") {
 			t.Errorf("%s: %v", ip, err)
 		}
+		err = nil
 	}
 	if _, err := ask("ip=10.1.0.6/24,ip=fd00:1::6/64"); err != nil {
 		t.Errorf("free addresses: %v", err)
@@ -99,7 +102,7 @@ func TestAsk(t *testing.T) {
 		t.Errorf("its own MAC: %v", err)
 	}
 	must(t, h.LinkSetDown(bridge))
-	if took, err := ask("ip=10.1.0.5/24"); err != nil || took >= askTime {
-		t.Errorf("bridge down: %v, %v", took, err)
+	if asked, err := ask("ip=10.1.0.5/24"); err != nil || asked {
+		t.Errorf("bridge down: asked %v, %v", asked, err)
 	}
 }
