@@ -23,8 +23,10 @@ import (
 
 // CheckpointOptions of Checkpoint.
 type CheckpointOptions struct {
-	// ImagePath is the directory of the checkpoint. It is created; one
-	// that holds a checkpoint already is refused.
+	// ImagePath is the directory of the checkpoint. It is created. A
+	// checkpoint of the same container in it is replaced when the new one is
+	// complete, and stays if that fails; other images, and a pre-dump, are
+	// refused.
 	ImagePath string
 	// WorkPath is where CRIU's log and statistics go; "" = ImagePath.
 	WorkPath string
@@ -129,8 +131,11 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	if err := d.manifest.checkParent(images); err != nil {
 		return nil, err
 	}
-	if err := newImageDir(images); err != nil {
-		return nil, err
+	replaces := d.manifest.replaces(images, o)
+	if !replaces {
+		if err := newImageDir(images); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, fmt.Errorf("create work directory: %w", err)
@@ -146,9 +151,14 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	}
 	if err := e.Begin(store.Operation{
 		Name: "checkpoint", Cgroups: d.state.CgroupPaths, Images: images, Init: d.opts.Pid, Paused: is == libcontainer.Paused,
-		Net: netsOf(c.lc), Private: d.export.privatePath(),
+		Net: netsOf(c.lc), Private: d.export.privatePath(), Replaces: replaces,
 	}); err != nil {
 		return nil, err
+	}
+	if replaces {
+		if err := setAside(images); err != nil {
+			return nil, errors.Join(err, c.host.undoCheckpoint(e))
+		}
 	}
 	return c.dump(ctx, e, d)
 }
@@ -246,6 +256,11 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if err != nil {
 		return nil, err
 	}
+	outside, namespaces, err := outsideNamespaces(st)
+	if err != nil {
+		return nil, err
+	}
+	d.manifest.Outside = outside
 	d.opts = criu.DumpOptions{
 		Common: criu.Common{
 			Root: st.Config.Rootfs, Mounts: mounts,
@@ -253,7 +268,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			ShellJob: o.ShellJob, FileLocks: o.FileLocks || d.system, LinkRemap: o.LinkRemap || d.system,
 			ConfigFile: c.criuConfig(), AutoDedup: o.AutoDedup, EmptyNet: o.EmptyNetwork,
 		},
-		Pid: st.InitProcessPid, Parent: o.ParentPath, FreezeCgroup: freezer(st),
+		Pid: st.InitProcessPid, Parent: o.ParentPath, Namespaces: namespaces, FreezeCgroup: freezer(st),
 		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump, TCPSkipInFlight: o.TCPSkipInFlight,
 	}
 	if lxcfsOf(&st.Config) != "" {
@@ -372,6 +387,11 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	stats := &Stats{
 		Operation: "checkpoint", Frozen: measured.Frozen, Criu: took, Bytes: d.manifest.Bytes,
 		Pages: measured.Pages, Tasks: d.manifest.Tasks, Attempts: measured.Attempts, Sent: d.sent,
+	}
+	if e.Operation.Replaces {
+		if err := dropReplaced(d.opts.Images); err != nil {
+			c.host.warn(c.id, "the checkpoint that was replaced is still there: %v", err)
+		}
 	}
 	if d.opts.LeaveRunning || d.opts.PreDump {
 		return stats, e.End()

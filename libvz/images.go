@@ -66,6 +66,9 @@ type manifest struct {
 	ShellJob       bool     `json:"shell_job,omitempty"`
 	// EmptyNetwork is true where nothing of the network namespace was saved.
 	EmptyNetwork bool `json:"empty_network,omitempty"`
+	// Outside are namespaces that the container had joined, and that are not in
+	// the images.
+	Outside []specs.LinuxNamespaceType `json:"outside,omitempty"`
 	// UsedUp is true from the moment at which a restore with AutoDedup began:
 	// memory that it had read is no longer there.
 	UsedUp bool `json:"used_up,omitempty"`
@@ -79,14 +82,12 @@ func newImageDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return fmt.Errorf("create image directory: %w", err)
 	}
-	entries, err := os.ReadDir(dir)
+	names, err := imageNames(dir)
 	if err != nil {
 		return fmt.Errorf("image directory: %w", err)
 	}
-	for _, e := range entries {
-		if e.Name() == manifestName || filepath.Ext(e.Name()) == ".img" {
-			return withHint("choose another --image-path, or remove what is there", "%s holds a checkpoint already, or other image files: %w", dir, fs.ErrExist)
-		}
+	if len(names) > 0 {
+		return withHint("choose another --image-path, or remove what is there", "%s holds a checkpoint already, or other image files: %w", dir, fs.ErrExist)
 	}
 	return nil
 }
@@ -208,6 +209,9 @@ func loadManifest(dir string) (*manifest, error) {
 		if _, err := os.Stat(dir); err != nil {
 			return nil, withHint("name the checkpoint's directory with --image-path", "image directory: %w", err)
 		}
+		if _, err := os.Stat(filepath.Join(dir, replacedFolder, manifestName)); err == nil {
+			return nil, withHint("the one before is in its folder "+replacedFolder, "%s is no checkpoint: the last one was interrupted", dir)
+		}
 		return nil, withHint("a checkpoint that was interrupted has none: take another", "%s is no checkpoint of vzrun: %w", dir, err)
 	}
 	if err != nil {
@@ -258,7 +262,7 @@ func (m *manifest) checkParent(dir string) error {
 	path := filepath.Join(dir, m.Parent)
 	p, err := loadManifest(path)
 	if err != nil {
-		return fmt.Errorf("parent: %w", err)
+		return withHint(hint, "--parent-path: %w", err)
 	}
 	switch {
 	case p.Spec == nil || p.ID != m.ID || containerUUID(p.Spec) != containerUUID(m.Spec):

@@ -280,6 +280,11 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		if r.opts.ImagesDir != nil {
 			defer r.opts.ImagesDir.Close()
 		}
+		joined, err := r.joinNamespaces()
+		defer closeAll(joined)
+		if err != nil {
+			return err
+		}
 		if r.options.AutoDedup {
 			if err := r.manifest.useUp(r.images); err != nil {
 				return err

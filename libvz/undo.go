@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
-	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -63,6 +62,9 @@ func (h *Host) undo(e *store.Entry) error {
 		return h.undoReceive(ctx, e)
 	case "checkpoint":
 		if op.Step == stepCommitted && !h.initAlive(e.ID) {
+			if err := undoImages(op); err != nil {
+				return err
+			}
 			return h.erase(ctx, e)
 		}
 		return h.undoCheckpoint(e)
@@ -97,15 +99,8 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 	if e.Operation.Step == stepShared {
 		return e.End() // it stays paused: see lazyDump
 	}
-	if e.Operation.Step != stepCommitted && e.Operation.Images != "" {
-		// The manifest first: without it they are no checkpoint.
-		err := os.Remove(filepath.Join(e.Operation.Images, manifestName))
-		if err == nil || errors.Is(err, os.ErrNotExist) {
-			err = criu.Discard(e.Operation.Images)
-		}
-		if err != nil {
-			return fmt.Errorf("discard images: %w", err)
-		}
+	if err := undoImages(e.Operation); err != nil {
+		return err
 	}
 	lc, err := libcontainer.Load(h.opts.Root, e.ID)
 	if errors.Is(err, libcontainer.ErrNotExist) {
@@ -136,6 +131,21 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 		return err
 	}
 	return e.End()
+}
+
+// undoImages leaves of a checkpoint's images those that are to stay.
+func undoImages(op *store.Operation) error {
+	switch {
+	case op.Images == "":
+		return nil
+	case op.Replaces && op.Step == stepCommitted:
+		return dropReplaced(op.Images)
+	case op.Replaces:
+		return bringBack(op.Images)
+	case op.Step == stepCommitted:
+		return nil
+	}
+	return discardImages(op.Images)
 }
 
 func (h *Host) initAlive(id string) bool {

@@ -365,9 +365,13 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	assert_systemd_works "$ID"
 	assert_idle "$pid"
 
-	# Such a directory is not written to again.
+	# Images of another container, and of nobody knows whom, are not overwritten.
 	sha256sum "$T"/images/* >"$T/sums"
+	mv "$T/images/vzrun.json" "$T/manifest"
 	fails 1 'holds a checkpoint already' vz checkpoint --tcp-established --image-path "$T/images" "$ID"
+	jq '.id = "other"' "$T/manifest" >"$T/images/vzrun.json"
+	fails 1 'holds a checkpoint already' vz checkpoint --tcp-established --image-path "$T/images" "$ID"
+	mv "$T/manifest" "$T/images/vzrun.json"
 	sha256sum --check --quiet "$T/sums"
 	# Nor restored over a rootfs that has gone on.
 	clone_bundle "$ID-second" "$T/second" "$BUNDLE/rootfs"

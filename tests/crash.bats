@@ -272,6 +272,32 @@ let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
 	clean_end
 }
 
+@test "a checkpoint stays until the one that replaces it is whole" {
+	local file before
+	counter_up
+	vz checkpoint --leave-running --image-path "$IMAGES" "$ID"
+	before=$(cd "$IMAGES" && sha256sum ./*.img vzrun.json)
+	slow_criu
+	spawn "$VZ_TMP/checkpoint.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" checkpoint --image-path "$IMAGES" "$ID"
+	wait_file "$VZ_TMP/held"
+	[[ ! -e $IMAGES/vzrun.json && -d $IMAGES/.replaced ]]
+	crash
+	let_criu_go
+	has_status "$ID" running
+	[[ $(cd "$IMAGES" && sha256sum ./*.img vzrun.json) == "$before" && ! -e $IMAGES/.replaced ]]
+	for file in dump.log pages-1.img inventory.img vzrun.json; do
+		rm -f "$IMAGES/dump.log"
+		crash_at "$IMAGES" "$file" checkpoint --leave-running --image-path "$IMAGES" "$ID"
+		has_status "$ID" running
+		[[ -e $IMAGES/vzrun.json && ! -e $IMAGES/.replaced ]]
+		vz checkpoint inspect "$IMAGES"
+	done
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	[[ $(cd "$IMAGES" && sha256sum ./*.img vzrun.json) != "$before" && ! -e $IMAGES/.replaced ]]
+	counter_lives
+	clean_end
+}
+
 @test "CRIU itself is killed" {
 	local code=0
 	counter_up

@@ -21,6 +21,13 @@ type Inherit struct {
 	File *os.File
 }
 
+// Join is a namespace that the guest joins in place of one of the images: Kind is
+// "ipc" or "uts".
+type Join struct {
+	Kind string
+	File *os.File
+}
+
 // CgroupRoot maps the root of a v1 controller ("" or "name=x" too) to Path.
 type CgroupRoot struct{ Controller, Path string }
 
@@ -34,6 +41,7 @@ type RestoreOptions struct {
 	Stdio     [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
 	Veths     []Veth
 	Inherit   []Inherit
+	Join      []Join
 	// LSMProfile ("apparmor:NAME" or "selinux:LABEL") and LSMMountContext
 	// take the place of what the tasks and the mounts had.
 	LSMProfile, LSMMountContext string
@@ -75,6 +83,10 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 	opts.EvasiveDevices = new(true)
 	for _, v := range o.Veths {
 		opts.Veths = append(opts.Veths, &rpc.CriuVethPair{IfIn: new(v.Inner), IfOut: new(v.Outer)})
+	}
+	for _, j := range o.Join {
+		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), j.File.Fd())
+		opts.JoinNs = append(opts.JoinNs, &rpc.JoinNamespace{Ns: new(j.Kind), NsFile: new(path)})
 	}
 	pid, err := o.serveRestore(ctx, opts)
 	if err != nil {

@@ -56,8 +56,10 @@ type Operation struct {
 	// processes; an undo ends what is in them.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
 	// Images is the directory that a checkpoint writes to. It held no
-	// images before, so an undo may remove those that are in it.
-	Images string `json:"images,omitempty"`
+	// images before, so an undo may remove those that are in it; with
+	// Replaces it has those before in a folder, to be brought back.
+	Images   string `json:"images,omitempty"`
+	Replaces bool   `json:"replaces,omitempty"`
 	// Private is a directory that the operation has made for itself, all of
 	// which an undo removes.
 	Private string `json:"private,omitempty"`
