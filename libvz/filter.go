@@ -3,12 +3,14 @@ package libvz
 import (
 	"encoding/json"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/bpfcache"
 	"github.com/vzrun/vzrun/libvz/internal/store"
@@ -26,7 +28,20 @@ func BecomeInit() {
 	if fd, ok := lastInherited(os.Getenv); ok {
 		bpfcache.Adopt(fd)
 	}
+	hearAll()
 	libcontainer.Init()
+}
+
+// hearAll sees to it that the program begins with no signal ignored: a shell that
+// starts vzrun in the background of a script, or nohup(1), has some ignored, Go
+// leaves it at that for these two, and execve(2) hands it on. A handler ends with
+// execve, in the default.
+func hearAll() {
+	for _, s := range []os.Signal{unix.SIGHUP, unix.SIGINT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 }
 
 // lastInherited returns the descriptor that is the last of Process.ExtraFiles,

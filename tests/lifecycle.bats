@@ -308,6 +308,17 @@ foreground_again() { edit_config "$BUNDLE" '.process.args = $ARGS.positional' "$
 	[[ $(vz run "$ID") == busybox ]]
 }
 
+@test "a container begins with no signal ignored, whoever starts vzrun" {
+	# As shells do for what is in the background of a script, and nohup.
+	deaf() { sh -c 'trap "" HUP INT; exec "$@"' sh "$VZRUN" --root "$VZ_ROOT" "$@"; }
+	BUNDLE=$(busybox_bundle "$ID" grep SigIgn /proc/self/status)
+	[[ $(deaf run --bundle "$BUNDLE" "$ID" </dev/null) == SigIgn:*0000000000000000 ]]
+	edit_config "$BUNDLE" '.process.args = ["sleep", "1000"]'
+	deaf run --detach --bundle "$BUNDLE" "$ID" </dev/null >"$VZ_TMP/out" 2>&1 3>&-
+	[[ $(deaf exec "$ID" grep SigIgn /proc/self/status </dev/null) == SigIgn:*0000000000000000 ]]
+	grep -qx 'SigIgn:.0000000000000000' "/proc/$(pid_of "$ID")/status"
+}
+
 @test "run forwards signals to the container" {
 	local signal code
 	foreground sh -c 'trap "echo got-usr1" USR1; trap "echo got-hup" HUP; trap "echo got-term; exit 42" TERM
