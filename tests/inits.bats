@@ -358,6 +358,16 @@ is_saved() {
 	[[ ! -e $b/config.json ]]
 }
 
+@test "a systemd is refused where no cgroup2 is mounted, and leaves nothing" {
+	lacks 'a cgroup2 beside cgroup v1' mountpoint -q /sys/fs/cgroup/unified
+	guest_bundle debian
+	fails 5 "the guest's systemd needs cgroup2, which is mounted nowhere" \
+		unshare --mount --propagation private sh -c 'umount /sys/fs/cgroup/unified && exec "$@"' sh \
+		"$VZRUN" --root "$VZ_ROOT" run --detach --bundle "$BUNDLE" "$ID"
+	[[ ${stderr_lines[1]} == 'hint: mount -t cgroup2 '* ]]
+	assert_nothing_left
+}
+
 ### Under systemd
 
 @test "vzrun@.service starts a guest again after its reboot, and stops it in order" {
