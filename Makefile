@@ -75,6 +75,10 @@ ready:
 conformance: ready ## The OCI conformance programs, beside runc (root)
 	VZRUN=$(CURDIR)/vzrun tests/conformance/run
 
+.PHONY: runc-suite
+runc-suite: ready ## runc's own integration tests, beside runc (root); some with SUITE="name name"
+	VZRUN=$(CURDIR)/vzrun tests/conformance/runc-suite $(SUITE)
+
 .PHONY: bench
 bench: ready ## Measure against other runtimes, into docs/benchmarks.md (root)
 	VZRUN=$(CURDIR)/vzrun contrib/bench/run
