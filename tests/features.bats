@@ -250,6 +250,41 @@ status() { guest "$ID" awk -v field="$1:" '$1 == field { $1 = ""; print substr($
 	has_status "$ID" running
 }
 
+@test "namespaces that were joined are joined again by a restore" {
+	local first=$ID pid ns
+	BUNDLE=$(app_bundle "$ID" sleep 1000)
+	app_up "$BUNDLE" "$ID"
+	pid=$(pid_of "$ID")
+	ID=$ID-second
+	BUNDLE=$(app_bundle "$ID" sleep 1000)
+	conf 'del(.hostname) | .linux.namespaces |= map(if .type == "mount" or .type == "pid" then . else
+		.path = "/proc/" + $ARGS.positional[0] + "/ns/" + ({network: "net"}[.type] // .type) end)' "$pid"
+	app_up "$BUNDLE" "$ID"
+	for _ in 1 2; do
+		vz checkpoint --image-path "$VZ_TMP/images" "$ID"
+		app_restore "$BUNDLE" "$ID" "$VZ_TMP/images"
+		for ns in ipc net uts; do
+			[[ $(readlink "/proc/$(pid_of "$ID")/ns/$ns") == "$(readlink "/proc/$pid/ns/$ns")" ]]
+		done
+	done
+	vz checkpoint --image-path "$VZ_TMP/images" "$ID"
+	vz delete --force "$first"
+	fails 1 'namespace to join: .*no such file' vz restore --detach --bundle "$BUNDLE" --image-path "$VZ_TMP/images" "$ID"
+	conf 'del(.linux.namespaces[].path)'
+	fails 1 'the images hold no network namespace, and config.json has no path' \
+		vz restore --detach --bundle "$BUNDLE" --image-path "$VZ_TMP/images" "$ID"
+	assert_nothing_left
+	# A PID namespace of somebody else's is refused by CRIU, and all goes on.
+	ID=$first
+	app_up "$VZ_TMP/$first" "$first"
+	ID=$ID-third
+	BUNDLE=$(app_bundle "$ID" sleep 1000)
+	conf '(.linux.namespaces[] | select(.type == "pid")).path = $ARGS.positional[0]' "/proc/$(pid_of "$first")/ns/pid"
+	app_up "$BUNDLE" "$ID"
+	run -1 vz checkpoint --image-path "$VZ_TMP/images-third" "$ID"
+	has_status "$ID" running
+}
+
 @test "a user namespace maps ids, and is joined with its children" {
 	local pid second
 	box sleep 1000

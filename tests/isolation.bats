@@ -131,6 +131,9 @@ host_disk() { cat /sys/block/*/dev | head -n 1; }
 		"/proc/$pid/root/etc/passwd" "/proc/$pid/environ" "/proc/$pid/maps" "/proc/$pid/fd/0" "$VZ_TMP/$ID/rootfs/etc/passwd"; do
 		run ! as "$one" cat "$path"
 	done
+	# Who may open this may trace it, ptrace(2).
+	as "$one" sh -c ': <"/proc/$$/mem"'
+	run ! as "$one" sh -c ': <"$0"' "/proc/$pid/mem"
 	run ! as "$one" kill -CONT "$pid"
 	run ! as "$one" nsenter --target "$pid" --user true
 	# Inside, only its own processes are there, and its root is where it is.
