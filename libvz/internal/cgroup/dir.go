@@ -54,6 +54,9 @@ func checkRoot(d *os.File) error {
 		var st unix.Stat_t
 		err := unix.Fstatat(int(d.Fd()), "cgroup.events", &st, unix.AT_SYMLINK_NOFOLLOW)
 		if errors.Is(err, unix.ENOENT) {
+			if _, err := os.Lstat(d.Name()); errors.Is(err, unix.ENOENT) {
+				return err // removed meanwhile
+			}
 			return fmt.Errorf("%s: %w", d.Name(), ErrNotCgroup)
 		}
 	}

@@ -309,6 +309,21 @@ func TestKillAllV1(t *testing.T) {
 	must(t, Remove(ctx, freezer))
 }
 
+// systemd removes the cgroups of units by itself.
+func TestRemoveBesideAnother(t *testing.T) {
+	for range 50 {
+		path := newGroup(t)
+		for _, sub := range []string{"a/b", "c", "d"} {
+			must(t, os.MkdirAll(path+"/"+sub, 0o755))
+		}
+		done := make(chan error)
+		for range 2 {
+			go func() { done <- Remove(deadline(t, 20*time.Second), path) }()
+		}
+		must(t, errors.Join(<-done, <-done))
+	}
+}
+
 func TestRemoveWaits(t *testing.T) {
 	path := newGroup(t)
 	must(t, os.MkdirAll(path+"/a/b", 0o755))

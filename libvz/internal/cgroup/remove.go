@@ -39,6 +39,9 @@ func Remove(ctx context.Context, path string) error {
 		return fmt.Errorf("remove: %w", err)
 	}
 	up, err := openAt2(int(d.Fd()), "..", filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if gone(err) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
@@ -52,7 +55,8 @@ func Remove(ctx context.Context, path string) error {
 		if err := g.waitUnused(ctx); err != nil {
 			return fmt.Errorf("remove %s%s: %w", path, g.left(), err)
 		}
-		if err := removeBelow(ctx, d, 0); err != nil {
+		// systemd removes those of its units, too, and may be the first.
+		if err := removeBelow(ctx, d, 0); err != nil && !gone(err) {
 			return fmt.Errorf("remove: %w", err)
 		}
 	}
