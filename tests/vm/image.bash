@@ -28,17 +28,23 @@ require_kernel() {
 
 # build_kernel unpacks only, so that no initramfs is made.
 build_kernel() {
-	local new=$1 vmlinuz
+	local new=$1 vmlinuz modules
 	debian extract "$kernel_suite" "$new/root" "$kernel_package"
 	vmlinuz=$(find "$new/root" -name 'vmlinuz*' -type f | head -n 1)
 	[[ -n $vmlinuz ]] || die "no kernel in $kernel_package of $kernel_suite" "see tests/vm/lanes"
 	cp "$vmlinuz" "$new/vmlinuz"
-	mv "$new"/root/usr/lib/modules "$new/modules"
+	# Packages before Debian 13 have them in /lib.
+	for modules in "$new"/root/{usr/,}lib/modules; do
+		[[ ! -d $modules ]] || break
+	done
+	[[ -d $modules ]] || die "no modules in $kernel_package of $kernel_suite" "see tests/vm/lanes"
+	mv "$modules" "$new/modules"
 	rm -rf --one-file-system -- "$new/root"
 }
 
 require_system() {
-	built "system-$lane-$(echo "$suite ${system_packages[*]} ${unneeded[*]}" | hash_of)" build_system
+	# Of a suite, since lanes may differ in their kernels alone.
+	built "system-$suite-$(echo "$suite ${system_packages[*]} ${unneeded[*]}" | hash_of)" build_system
 	system=$built
 }
 
@@ -157,7 +163,8 @@ configure() {
 	# The cheapest way in: cryptography and sessions take seconds when emulated.
 	printf '%s\n' 'HostKey /etc/ssh/ssh_host_ed25519_key' 'KexAlgorithms curve25519-sha256' 'UsePAM no' \
 		'PermitRootLogin prohibit-password' >"$root/etc/ssh/sshd_config.d/vm.conf"
-	chroot "$root" /usr/lib/systemd/systemd-update-done
+	# Not in releases before Debian 13, where a boot takes a little longer for it.
+	[[ ! -x $root/usr/lib/systemd/systemd-update-done ]] || chroot "$root" /usr/lib/systemd/systemd-update-done
 }
 
 # make_initrd ROOT WORK OUT packs busybox and the modules of the root disk.
