@@ -94,7 +94,15 @@ func (m *migration) rsync(ctx context.Context, root string, args []string, input
 	if err != nil {
 		return fmt.Errorf("start rsync: %w", err)
 	}
-	go func() { relayed <- m.relay(ours) }()
+	go func() {
+		err := m.relay(ours)
+		if err != nil {
+			// What rsync has started waits for an answer, and rsync's output ends
+			// with it.
+			ours.Close()
+		}
+		relayed <- err
+	}()
 	err = cmd.Wait()
 	ours.Close()
 	if lost := <-relayed; err != nil && lost != nil {
