@@ -40,11 +40,14 @@ func ParseIdentities(text string) ([]age.Identity, error) {
 type encoder struct {
 	io.Writer
 	layers []io.Closer // the outermost last
+	// abandon ends what works for it without writing what is left. It is
+	// idempotent, and does nothing after Close.
+	abandon func()
 }
 
 // encode compresses (level as zstd's, 0 = not) and then encrypts.
 func encode(w io.Writer, level int, recipients []age.Recipient) (*encoder, error) {
-	e := &encoder{Writer: w}
+	e := &encoder{Writer: w, abandon: func() {}}
 	if len(recipients) > 0 {
 		sealed, err := age.Encrypt(w, recipients...)
 		if err != nil {
@@ -55,11 +58,11 @@ func encode(w io.Writer, level int, recipients []age.Recipient) (*encoder, error
 	if level == 0 {
 		return e, nil
 	}
-	z, err := zstd.NewWriter(e.Writer, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
+	z, err := newFrames(e.Writer, level)
 	if err != nil {
 		return nil, err
 	}
-	e.Writer, e.layers = z, append(e.layers, z)
+	e.Writer, e.layers, e.abandon = z, append(e.layers, z), z.abandon
 	return e, nil
 }
 

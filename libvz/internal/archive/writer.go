@@ -204,7 +204,10 @@ func (w *Writer) Commit() (string, error) {
 
 // Discard leaves nothing of an archive that was not committed; after Commit
 // has returned nil it does nothing.
-func (w *Writer) Discard() { w.target.discard() }
+func (w *Writer) Discard() {
+	w.encoder.abandon()
+	w.target.discard()
+}
 
 // Abandon gives up a target that no Writer was made for.
 func Abandon(t Target) { t.discard() }
