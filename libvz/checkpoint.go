@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/utils"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
@@ -98,7 +99,7 @@ func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats
 }
 
 func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o CheckpointOptions) (*Stats, error) {
-	path, version, err := c.host.findCriu(ctx)
+	known, err := c.host.findCriu(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +112,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	if err != nil {
 		return nil, err
 	}
-	d.manifest.Criu, d.opts.Criu = version, path
+	d.know(known)
 	if o.Export != nil {
 		if d.export, err = c.prepareExport(&o, d); err != nil {
 			return nil, err
@@ -179,6 +180,11 @@ type dumpPlan struct {
 	undo     func(*store.Entry) error
 	// stopping is when CRIU began to stop the tasks.
 	stopping time.Time
+	known    criu.Known
+}
+
+func (d *dumpPlan) know(k criu.Known) {
+	d.known, d.manifest.Criu, d.opts.Criu = k, k.Version, k.Path
 }
 
 func (d *dumpPlan) close() {
@@ -358,11 +364,19 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		}
 		return e.Step(stepCommitted)
 	}
+	// Who answers CRIU sees the host's mounts: files that are opened before have to
+	// be on the same.
+	stage := d.opts.Stage
+	d.opts.Stage = func(s criu.Stage) error { return onHost(func() error { return stage(s) }) }
 	begun := time.Now()
 	var measured *criu.Stats
-	// The memory of a server is in the images: whatever the directory's mode,
-	// nobody but root and its group reads them.
-	err := withUmask(0o027, func() (err error) {
+	err := inPrivateMounts(func() (err error) {
+		// The memory of a server is in the images: whatever the directory's
+		// mode, nobody but root and its group reads them.
+		unix.Umask(0o027)
+		if err := d.known.Lend(); err != nil {
+			return err
+		}
 		measured, err = criu.Dump(ctx, d.opts)
 		return err
 	})
@@ -470,16 +484,24 @@ func (c *Container) taskOf(pid int) (preflight.Task, bool) {
 	return preflight.Task{}, false
 }
 
-// findCriu returns the criu to use and its version, 4.2.1 as 40201.
-func (h *Host) findCriu(ctx context.Context) (string, int, error) {
+// criuName is where beside the store's records lies what is known of CRIU.
+const criuName = "criu"
+
+// findCriu returns the criu to use.
+func (h *Host) findCriu(ctx context.Context) (criu.Known, error) {
+	return h.askCriu(ctx, filepath.Join(h.opts.Root, store.DirName, criuName))
+}
+
+// askCriu does that with what is known in a directory; "" = nothing is, nor will be.
+func (h *Host) askCriu(ctx context.Context, known string) (criu.Known, error) {
 	const hint = "install CRIU 4.2 or newer (contrib/bootstrap --runtime does), or name one with --criu"
 	path, err := criu.Find(h.opts.Criu)
 	if err != nil {
-		return "", 0, withHint(hint, "%w: %w", ErrUnsupported, err)
+		return criu.Known{}, withHint(hint, "%w: %w", ErrUnsupported, err)
 	}
-	v, err := criu.CheckVersion(ctx, path)
+	k, err := criu.Know(ctx, path, known, inPrivateMounts)
 	if errors.Is(err, criu.ErrTooOld) {
-		return "", 0, withHint(hint, "%w: %w", ErrUnsupported, err)
+		return k, withHint(hint, "%w: %w", ErrUnsupported, err)
 	}
-	return path, v, err
+	return k, err
 }

@@ -58,7 +58,7 @@ func (h *Host) Clone(ctx context.Context, id, images string, o CloneOptions) (*C
 	stats, err := r.restore(ctx)
 	if err == nil {
 		r.clone.renew(ctx, r.container(), r.pid)
-	} else if o.WorkPath == "" && errors.As(err, new(*criu.Error)) {
+	} else if err = r.clone.explain(err); o.WorkPath == "" && errors.As(err, new(*criu.Error)) {
 		err = keepLogHint(err)
 	}
 	if err = r.settle("restore", err); err != nil {
@@ -101,6 +101,20 @@ type cloning struct {
 	net        vnet.Cloned
 	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
+	// unchanged waits for the answer to whether the origin's root is as it was.
+	unchanged func() error
+}
+
+// explain says that the origin's root has changed where a clone failed since, or
+// although, it has. Nobody reads the root after that.
+func (cl *cloning) explain(err error) error {
+	if cl.unchanged == nil {
+		return err
+	}
+	if changed := cl.unchanged(); errors.Is(changed, ErrRefused) {
+		return changed
+	}
+	return err
 }
 
 // prepareClone makes the bundle of a clone, journalled, and checks everything
@@ -141,7 +155,7 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 	r := &revival{nascent: nascent{host: h, id: id, bundle: cl.bundle, entry: entry}, clone: cl}
 	defer func() {
 		if retErr != nil {
-			retErr = r.settle("clone", retErr)
+			retErr = r.settle("clone", cl.explain(retErr))
 			entry.Close()
 		}
 	}()
@@ -151,9 +165,10 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 	if err := h.makeCloneBundle(id, cl.bundle, cl.generation, spec); err != nil {
 		return nil, err
 	}
-	if err := h.freeze(ctx, root, m); err != nil {
+	if err := h.freeze(root, m); err != nil {
 		return nil, err
 	}
+	cl.unchanged = root.unchanged(ctx, m)
 	return r, h.completeClone(ctx, r, images, chain, m, o)
 }
 
@@ -274,6 +289,9 @@ func (h *Host) planCloneDNS(id string, spec *specs.Spec, cl *cloning, o CloneOpt
 // be. None of its tasks runs.
 func (r *revival) becomeClone(pid int) error {
 	cl := r.clone
+	if err := cl.unchanged(); err != nil {
+		return err
+	}
 	if len(cl.net.MACs) > 0 && ownsNamespace(r.spec, specs.NetworkNamespace) {
 		if err := inNetworkOf(pid, func() error { return vnet.Readdress(cl.net.MACs, cl.net.Nets) }); err != nil {
 			return fmt.Errorf("network: %w", explainNet(err))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -66,14 +67,14 @@ func frozenRootOf(saved *specs.Spec) (frozenRoot, error) {
 }
 
 // freeze marks a root, so that nobody runs on it from now on, and refuses it
-// where somebody does, or did since the checkpoint.
+// where somebody does. Whether somebody did since the checkpoint is looked for
+// meanwhile, see unchanged.
 //
 // The clone's bundle is there and on record; then the root is marked, and then
 // looked at. Who is to run there is on record first, too, and looks for mark and
 // clones then (refuseFrozenRoot): of two at a time at least one finds the other. A
 // mark without a clone does no harm, so that a failure leaves it.
-func (h *Host) freeze(ctx context.Context, root frozenRoot, m *manifest) error {
-	const another = "take another checkpoint, and clone that"
+func (h *Host) freeze(root frozenRoot, m *manifest) error {
 	for _, dir := range root.layers {
 		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 			return withHint("it must be where it was at the checkpoint", "rootfs of the origin: %s is not there", dir)
@@ -87,16 +88,30 @@ func (h *Host) freeze(ctx context.Context, root frozenRoot, m *manifest) error {
 		return err
 	}
 	if user != "" {
-		return withHint("stop it, "+another, "%w: container %s runs on the root of the checkpoint, %s", ErrRefused, user, root.place)
-	}
-	changed, err := changedSince(ctx, root.owned, m.Created)
-	if err != nil {
-		return fmt.Errorf("look for changes of %s: %w", root.owned, err)
-	}
-	if changed != "" {
-		return withHint(another, "%w: the root of the checkpoint has changed since: %s", ErrRefused, changed)
+		return withHint("stop it, "+anotherToClone, "%w: container %s runs on the root of the checkpoint, %s", ErrRefused, user, root.place)
 	}
 	return nil
+}
+
+const anotherToClone = "take another checkpoint, and clone that"
+
+// unchanged refuses a root that is frozen and in which something has changed since
+// the checkpoint. It has to look at every file, so it begins at once and goes on
+// while the clone is restored: the function returned waits for the answer, without
+// which no clone runs.
+func (f frozenRoot) unchanged(ctx context.Context, m *manifest) func() error {
+	look := sync.OnceValue(func() error {
+		changed, err := changedSince(ctx, f.owned, m.Created)
+		if err != nil {
+			return fmt.Errorf("look for changes of %s: %w", f.owned, err)
+		}
+		if changed != "" {
+			return withHint(anotherToClone, "%w: the root of the checkpoint has changed since: %s", ErrRefused, changed)
+		}
+		return nil
+	})
+	go look() //nolint:errcheck // who asks is told
+	return look
 }
 
 func isFrozen(place string) (bool, error) {

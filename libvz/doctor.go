@@ -76,16 +76,16 @@ func existing(dir string) string {
 }
 
 func (h *Host) examineCriu(ctx context.Context) map[string]doctor.Result {
-	path, version, err := h.findCriu(ctx)
+	known, err := h.askCriu(ctx, "")
 	if err != nil {
 		return map[string]doctor.Result{"criu": {Err: err}, "criu check": {Err: errors.New("not tried without CRIU")}}
 	}
-	check := doctor.Result{Err: criu.Check(ctx, path)}
+	check := doctor.Result{Err: criu.Check(ctx, known.Path)}
 	if check.Err == nil {
-		features, err := criu.Features(ctx, path)
+		features, err := criu.Features(ctx, known.Path)
 		check.Partly, check.Found = err, fmt.Sprintf("tracks memory: %s, lazy pages: %s", yesNo(features.MemTrack), yesNo(features.Lazy))
 	}
-	return map[string]doctor.Result{"criu": {Found: criu.FormatVersion(version) + " at " + path}, "criu check": check}
+	return map[string]doctor.Result{"criu": {Found: criu.FormatVersion(known.Version) + " at " + known.Path}, "criu check": check}
 }
 
 func yesNo(is bool) string {

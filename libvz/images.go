@@ -119,7 +119,7 @@ func (m *manifest) seal(dir string, durable bool) error {
 // complete makes the images in dir fit to be restored, and the manifest say what
 // they are.
 func (m *manifest) complete(dir string) error {
-	if err := criu.ReviveRoutes(dir); err != nil {
+	if err := errors.Join(criu.ReviveRoutes(dir), criu.DropDefaults(dir)); err != nil {
 		return err
 	}
 	if err := m.inventory(dir); err != nil {

@@ -161,7 +161,7 @@ func withCause(ctx context.Context, err error) error {
 // run is the whole story.
 func (m *migration) run(ctx context.Context) error {
 	c := m.c
-	path, version, err := c.host.findCriu(ctx)
+	known, err := c.host.findCriu(ctx)
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ func (m *migration) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.plan.manifest.Criu, m.plan.opts.Criu = version, path
+	m.plan.know(known)
 	if m.control, err = m.session.Control(); err != nil {
 		return err
 	}

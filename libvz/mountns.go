@@ -43,23 +43,6 @@ func inPrivateMounts(fn func() error) error {
 	return <-done
 }
 
-// withUmask runs fn, and what it starts, with another file mode creation mask
-// than the rest of the process.
-func withUmask(mask int, fn func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with its own mask.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare file mode mask: %w", err)
-			return
-		}
-		unix.Umask(mask)
-		done <- fn()
-	}()
-	return <-done
-}
-
 // usernsFile returns a descriptor of a fresh user namespace with the given
 // mappings. The namespace lives as long as it is open. It belongs to the host's
 // user owner: whatever the kernel counts in it, inotify instances for example,

@@ -84,7 +84,7 @@ func (c *Container) check(ctx context.Context, o CheckpointOptions) ([]Obstacle,
 
 // checkCriu says what of the host is in the way.
 func (h *Host) checkCriu(ctx context.Context, o CheckpointOptions) []Obstacle {
-	path, _, err := h.findCriu(ctx)
+	known, err := h.findCriu(ctx)
 	if err != nil {
 		remedy := "see vzrun doctor"
 		var hinted interface{ Hint() string }
@@ -96,7 +96,7 @@ func (h *Host) checkCriu(ctx context.Context, o CheckpointOptions) []Obstacle {
 	if !o.PreDump && o.ParentPath == "" {
 		return nil
 	}
-	features, err := criu.Features(ctx, path)
+	features, err := criu.Features(ctx, known.Path)
 	if err == nil && !features.MemTrack {
 		return []Obstacle{{
 			Kind: "host", What: "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)",

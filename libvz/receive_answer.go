@@ -135,12 +135,12 @@ func (r *reception) inspect(ctx context.Context, spec *specs.Spec) ([]Check, err
 		checks = append(checks, Check{What: what, Here: here, There: there, OK: ok, Hint: hint})
 	}
 	add("kernel", o.Kernel, kernelRelease(), true, "")
-	path, version, err := h.findCriu(ctx)
+	known, err := h.findCriu(ctx)
 	if err != nil {
 		add("CRIU", criu.FormatVersion(o.Criu), oneLine(err.Error()), false, "install CRIU 4.2 or newer there (contrib/bootstrap --runtime does)")
 	} else {
-		add("CRIU", criu.FormatVersion(o.Criu), criu.FormatVersion(version), version >= o.Criu, "install the same CRIU there, or a newer one")
-		err = criu.CheckCPU(ctx, path, o.CPU)
+		add("CRIU", criu.FormatVersion(o.Criu), criu.FormatVersion(known.Version), known.Version >= o.Criu, "install the same CRIU there, or a newer one")
+		err = criu.CheckCPU(ctx, known.Path, o.CPU)
 		if err != nil && !errors.Is(err, criu.ErrOtherCPU) {
 			return nil, err
 		}

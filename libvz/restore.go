@@ -111,6 +111,7 @@ type revival struct {
 	manifest *manifest
 	options  RestoreOptions
 	opts     criu.RestoreOptions
+	known    criu.Known
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
 	pid      int
@@ -198,18 +199,18 @@ func openCheckpoint(images string) (string, *manifest, []string, error) {
 func (h *Host) newRevival(ctx context.Context, id, bundle string, spec *specs.Spec, images string, chain []string, m *manifest,
 	links []vnet.Link, o RestoreOptions,
 ) (*revival, error) {
-	path, version, err := h.findCriu(ctx)
+	known, err := h.findCriu(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if version < m.Criu {
-		h.warn(id, "the images were written by CRIU %s, this one is %s: it may not understand them", criu.FormatVersion(m.Criu), criu.FormatVersion(version))
+	if known.Version < m.Criu {
+		h.warn(id, "the images were written by CRIU %s, this one is %s: it may not understand them", criu.FormatVersion(m.Criu), criu.FormatVersion(known.Version))
 	}
 	r := &revival{
 		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
-		images:  images, chain: chain, manifest: m, options: o, links: links,
+		images:  images, chain: chain, manifest: m, options: o, links: links, known: known,
 	}
-	r.opts.Criu = path
+	r.opts.Criu = known.Path
 	return r, r.openFeatures()
 }
 
@@ -291,6 +292,9 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 			}
 		}
 		r.host.event(Event{ID: r.id, Step: "restoring"})
+		if err := r.known.Lend(); err != nil {
+			return err
+		}
 		begun := time.Now()
 		defer r.abortAfter(ctx)()
 		pid, measured, err := criu.Restore(ctx, r.opts)

@@ -81,8 +81,9 @@ all_left() {
 	{
 		mounts | grep -F -e "$VZ_ROOT" -e "$VZ_TMP"
 		find /sys/fs/cgroup -type d -name "vzrun-test-$VZ_TAG-$ID*"
-		# Compiled seccomp programs stay for the next container.
-		find "$VZ_ROOT" -mindepth 1 ! -path "$VZ_ROOT/@" ! -path "$VZ_ROOT/@/seccomp*"
+		# Compiled seccomp programs, and what is known of CRIU, stay for the next
+		# container.
+		find "$VZ_ROOT" -mindepth 1 ! -path "$VZ_ROOT/@" ! -path "$VZ_ROOT/@/seccomp*" ! -path "$VZ_ROOT/@/criu*"
 	} 2>/dev/null | if (($#)); then grep -vF "${skip[@]}"; else cat; fi
 }
 

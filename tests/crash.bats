@@ -127,7 +127,7 @@ unhold() {
 	edit_config "$BUNDLE" 'del(.hooks)'
 }
 
-# slow_criu writes a criu to $CRIU that waits before it does anything.
+# slow_criu writes a criu to $CRIU that waits before it works for a container.
 slow_criu() {
 	local criu
 	criu=$(real_criu)
@@ -135,7 +135,7 @@ slow_criu() {
 	mkfifo "$VZ_TMP/gate"
 	cat >"$CRIU" <<-EOF
 		#!/bin/sh
-		if [ "\$1" != --version ]; then
+		if [ "\$1" = swrk ]; then
 			echo \$\$ >'$VZ_TMP/held.new'
 			mv '$VZ_TMP/held.new' '$VZ_TMP/held'
 			read -r _ <'$VZ_TMP/gate'

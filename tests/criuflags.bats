@@ -113,3 +113,62 @@ teardown() { vz_teardown; }
 	fails 2 'empty-ns' vz checkpoint --empty-ns pid --image-path "$IMAGES-2" "$ID"
 	[[ $(status_of "$ID") == running && ! -e $IMAGES-2 ]]
 }
+
+# kept prints what is known of CRIU's NAME, data or version.
+kept() { find "$VZ_ROOT/@/criu" -mindepth 2 -name "$1"; }
+
+@test "CRIU's look at the kernel is kept, and one that is damaged is none" {
+	local bundle tmpfs='' garbage
+	[[ $(stat -f -c %T /run) != tmpfs ]] || tmpfs=1
+	bundle=$(app_bundle "$ID" sleep 1000)
+	app_up "$bundle" "$ID"
+	vz checkpoint --leave-running --image-path "$IMAGES" "$ID"
+	[[ $(kept version | wc -l) -eq 1 ]]
+	vz checkpoint --image-path "$IMAGES-2" "$ID"
+	grep 'Loaded kdat cache' "$IMAGES-2/dump.log"
+	app_restore "$bundle" "$ID" "$IMAGES-2"
+	grep 'Loaded kdat cache' "$IMAGES-2/restore.log"
+	run -1 grep criu.kdat /proc/self/mountinfo
+	# A tmpfs is CRIU's own business.
+	[[ -z $tmpfs ]] || {
+		[[ ! -s $(kept data) ]]
+		return 0
+	}
+	for garbage in '' x; do
+		printf %s "$garbage" >"$(kept data)"
+		printf %s "$garbage" >"$(kept version)"
+		vz checkpoint --image-path "$IMAGES-3$garbage" "$ID"
+		app_restore "$bundle" "$ID" "$IMAGES-3$garbage"
+	done
+	printf x >"$(kept data)"
+	vz checkpoint --image-path "$IMAGES-4" "$ID"
+	run -1 grep 'Loaded kdat cache' "$IMAGES-4/dump.log"
+	# Where it cannot be kept it is looked at each time.
+	app_restore "$bundle" "$ID" "$IMAGES-4"
+	rm -r "$VZ_ROOT/@/criu"
+	touch "$VZ_ROOT/@/criu"
+	vz checkpoint --image-path "$IMAGES-5" "$ID"
+	app_restore "$bundle" "$ID" "$IMAGES-5"
+	rm "$VZ_ROOT/@/criu"
+}
+
+@test "what each network namespace has by itself is not restored by programs" {
+	local bundle
+	bundle=$(app_bundle "$ID" sleep 1000)
+	edit_config "$bundle" '.process.capabilities[] += ["CAP_NET_ADMIN"]'
+	app_up "$bundle" "$ID"
+	vz checkpoint --leave-running --image-path "$IMAGES" "$ID"
+	run -1 compgen -G "$IMAGES/ru*-*.img"
+	guest "$ID" ip rule add from 192.0.2.7 table 99
+	guest "$ID" ip link set lo up
+	guest "$ID" ip route add 192.0.2.0/24 dev lo
+	vz checkpoint --image-path "$IMAGES-2" "$ID"
+	app_restore "$bundle" "$ID" "$IMAGES-2"
+	[[ $(guest "$ID" ip rule | wc -l) -eq 4 ]]
+	guest "$ID" ip rule | grep 'from 192.0.2.7'
+	guest "$ID" ip route | grep 192.0.2.0/24
+	vz checkpoint --image-path "$IMAGES-3" "$ID"
+	vz delete --force "$ID" 2>/dev/null || true
+	app_restore "$bundle" "$ID" "$IMAGES"
+	[[ $(guest "$ID" ip rule | wc -l) -eq 3 ]]
+}

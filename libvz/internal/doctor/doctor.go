@@ -67,7 +67,7 @@ func abilities() []ability {
 		{"soft-dirty", false, "no pre-dumps and incremental checkpoints (--pre-dump, --parent-path)", "use a kernel with CONFIG_MEM_SOFT_DIRTY; else take whole checkpoints"},
 		{"userfaultfd", false, "no restore that brings memory when it is asked for (lazy pages)", "set vm.unprivileged_userfaultfd=1, or provide /dev/userfaultfd"},
 		{"pipe size", false, "lazy pages fail, and dumps of much memory are slower", "set fs.pipe-max-size to 4194304 or more, or grant CAP_SYS_RESOURCE"},
-		{"/run", false, "CRIU looks at the kernel anew at each checkpoint, which takes some 30 ms", "mount a tmpfs at /run"},
+		{"/run", false, "what is there outlives a reboot, and the state of containers must not; CRIU used by itself looks at the kernel anew each time", "mount a tmpfs at /run"},
 		{"lxcfs", false, "guests see the host's memory and processors in /proc instead of their own", "install and start lxcfs"},
 		{"systemd", false, "no systemd cgroup driver (--systemd-cgroup), no units (vzrun@.service)", "nothing, unless you want them"},
 		{"machined", false, "containers are not listed by machinectl", "install systemd-container, where systemd manages the host"},
