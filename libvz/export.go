@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"filippo.io/age"
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -172,7 +173,7 @@ func (x *export) add(name string, tree *archive.Tree) {
 
 func (x *export) openTarget(about archive.About) (err error) {
 	o := x.options
-	if _, err := archive.ParseRecipients(o.Recipients); err != nil && o.Recipients != "" {
+	if _, err := age.ParseRecipients(strings.NewReader(o.Recipients)); err != nil && o.Recipients != "" {
 		return withHint("age-keygen makes a pair of keys", "recipients: %w", err)
 	}
 	switch {
@@ -213,7 +214,7 @@ func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
 		x.host.event(Event{ID: x.id, Step: "exporting", Done: done, Total: total})
 	}}
 	if x.options.Recipients != "" {
-		if options.Recipients, err = archive.ParseRecipients(x.options.Recipients); err != nil {
+		if options.Recipients, err = age.ParseRecipients(strings.NewReader(x.options.Recipients)); err != nil {
 			return err
 		}
 	}
@@ -419,7 +420,7 @@ func (x *export) discard() {
 	if x.writer != nil {
 		x.writer.Discard()
 	} else if x.target != nil {
-		archive.Abandon(x.target)
+		x.target.Discard()
 	}
 	if err := dropPrivate(x.private, criu.DumpLog, x.logged); err != nil {
 		x.host.warn(x.id, "remove images: %v", err)

@@ -118,56 +118,29 @@ func (h *Host) importArchive(ctx context.Context, id string, o ImportOptions) (i
 	return plan.settle(id, contents)
 }
 
-// archiveSource is an open archive.
-type archiveSource struct {
-	*archive.Reader
-	file        *os.File // to be closed; nil = the caller's
-	annotations map[string]string
-}
-
-func (s *archiveSource) Close() {
-	s.Reader.Close()
-	if s.file != nil {
-		s.file.Close()
-	}
-}
-
-func openArchive(o ArchiveSource) (*archiveSource, error) {
+func openArchive(o ArchiveSource) (*archive.Reader, error) {
 	var identities []age.Identity
 	if o.Identity != "" {
 		var err error
-		if identities, err = archive.ParseIdentities(o.Identity); err != nil {
+		if identities, err = age.ParseIdentities(strings.NewReader(o.Identity)); err != nil {
 			return nil, withHint("name a file as age-keygen writes it", "identity: %w", err)
 		}
 	}
-	s := &archiveSource{}
+	var r *archive.Reader
 	var err error
-	switch {
-	case o.Path == "":
-		s.Reader, err = archive.Read(o.From, identities)
-	case archive.IsLayout(o.Path):
-		s.Reader, s.file, s.annotations, err = archive.OpenLayout(o.Path, identities)
-	default:
-		if s.file, err = os.Open(o.Path); err != nil {
-			return nil, fmt.Errorf("archive: %w", err)
-		}
-		if st, err := s.file.Stat(); err == nil && st.IsDir() {
-			s.file.Close()
-			return nil, fmt.Errorf("%w: %s is a directory without %s", archive.ErrForeign, o.Path, "oci-layout")
-		}
-		s.Reader, err = archive.Read(s.file, identities)
+	if o.Path == "" {
+		r, err = archive.Read(o.From, identities)
+	} else {
+		r, err = archive.Open(o.Path, identities)
 	}
 	if err != nil {
-		if s.file != nil {
-			s.file.Close()
-		}
 		return nil, err
 	}
-	if h := s.Header; h != nil && h.Arch != runtime.GOARCH {
-		s.Close()
+	if h := r.Header; h != nil && h.Arch != runtime.GOARCH {
+		r.Close()
 		return nil, withHint("restore it on a host like the one it is from", "checkpoint of a %.20q machine: %w on %s", h.Arch, ErrUnsupported, runtime.GOARCH)
 	}
-	return s, nil
+	return r, nil
 }
 
 // explainArchive puts an archive's error into this package's words.

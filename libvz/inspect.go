@@ -80,8 +80,8 @@ func inspect(ctx context.Context, s ArchiveSource, onProgress func(Event)) (*Ins
 		return nil, err
 	}
 	defer source.Close()
-	i := &Inspection{Form: "tar", Compression: source.Compression, Encrypted: source.Encrypted, Annotations: source.annotations}
-	if source.annotations != nil {
+	i := &Inspection{Form: "tar", Compression: source.Compression, Encrypted: source.Encrypted, Annotations: source.Annotations}
+	if source.Annotations != nil {
 		i.Form = "oci"
 	}
 	var total int64

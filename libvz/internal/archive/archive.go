@@ -27,8 +27,8 @@ import (
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 )
 
-// Format is the version of archives that are written; a higher one is refused.
-const Format = 1
+// newestFormat is the version of archives that are written; a higher one is refused.
+const newestFormat = 1
 
 // Names of members. A member below Images is an image of CRIU, or vzrun's own
 // record of them.
@@ -41,14 +41,15 @@ const (
 	Stats   = "stats-dump"
 	Images  = metadata.CheckpointDirectory + "/"
 	// Diff is the tar of what an overlay's guest has changed; Rootfs that of a
-	// whole root, and Lower, with a number from 0 on and ".tar" behind it, that
-	// of a directory below the overlay.
+	// whole root.
 	Diff   = metadata.RootFsDiffTar
 	Rootfs = "rootfs.tar"
-	Lower  = "rootfs-lower-"
 )
 
 const (
+	// lower, with a number from 0 on and ".tar" behind it, is the tar of a
+	// directory below the overlay.
+	lower       = "rootfs-lower-"
 	headerName  = "vzrun.archive"
 	digestsName = "vzrun.digests"
 	endName     = "vzrun.end"
@@ -118,7 +119,7 @@ func (h *Header) Bytes() int64 {
 // check refuses declarations that no writer makes.
 func (h *Header) check() error {
 	switch {
-	case h.Format > Format:
+	case h.Format > newestFormat:
 		return fmt.Errorf("%w (format %d)", ErrNewer, h.Format)
 	case h.Format < 1 || h.Images < 0:
 		return damaged("its header is none")
@@ -145,13 +146,13 @@ func IsTree(name string) bool {
 	if name == Diff || name == Rootfs {
 		return true
 	}
-	n, found := strings.CutPrefix(name, Lower)
+	n, found := strings.CutPrefix(name, lower)
 	n, tar := strings.CutSuffix(n, ".tar")
 	return found && tar && n != "" && len(n) < 4 && strings.Trim(n, "0123456789") == ""
 }
 
 // LowerName is the member with the n-th directory below an overlay.
-func LowerName(n int) string { return fmt.Sprintf("%s%d.tar", Lower, n) }
+func LowerName(n int) string { return fmt.Sprintf("%s%d.tar", lower, n) }
 
 // isImage tells whether a member is a file directly in the directory of images.
 func isImage(name string) bool {

@@ -24,7 +24,7 @@ type into struct{ bytes.Buffer }
 
 func (i *into) wholeHash() hash.Hash   { return nil }
 func (i *into) commit(hash.Hash) error { return nil }
-func (i *into) discard()               {}
+func (i *into) Discard()               {}
 
 var images = map[string]string{
 	"inventory.img": "inventory", "pages-1.img": strings.Repeat("page\x00", 3000), "vzrun.json": `{"format":1}`, "empty.img": "",
@@ -281,7 +281,7 @@ func TestDeclarationsBind(t *testing.T) {
 		data []byte
 		want error
 	}{
-		"newer":      {declare(fmt.Sprintf(`{"format":%d}`, Format+1)), ErrNewer},
+		"newer":      {declare(fmt.Sprintf(`{"format":%d}`, newestFormat+1)), ErrNewer},
 		"no format":  {declare(`{}`), ErrDamaged},
 		"no JSON":    {declare(`{`), ErrDamaged},
 		"negative":   {declare(`{"format":1,"images":-1}`), ErrDamaged},
@@ -352,7 +352,7 @@ func TestFileTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeText(t, second, "half")
-	second.discard()
+	second.Discard()
 	// One that came meanwhile is not replaced.
 	third, err := ToFile(filepath.Join(dir, "third"))
 	if err != nil {
@@ -362,7 +362,7 @@ func TestFileTarget(t *testing.T) {
 	if err := third.commit(nil); !errors.Is(err, fs.ErrExist) {
 		t.Error(err)
 	}
-	third.discard()
+	third.Discard()
 	if entries, _ := os.ReadDir(dir); len(entries) != 2 {
 		t.Error(entries)
 	}
@@ -380,17 +380,16 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	digest := write(t, target, Options{Level: 1}, "")
-	if entries, _ := os.ReadDir(dir); len(entries) != 1 || !IsLayout(path) {
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 || !isLayout(path) {
 		t.Error(entries)
 	}
 	check := func() (*Contents, error) {
-		r, f, annotations, err := OpenLayout(path, nil)
+		r, err := Open(path, nil)
 		if err != nil {
 			return nil, err
 		}
-		defer f.Close()
 		defer r.Close()
-		if annotations["org.criu.checkpoint.container.name"] != "web" || annotations["org.criu.checkpoint.criu.version"] != "4.2.1" {
+		if annotations := r.Annotations; annotations["org.criu.checkpoint.container.name"] != "web" || annotations["org.criu.checkpoint.criu.version"] != "4.2.1" {
 			t.Error(annotations)
 		}
 		return r.Unpack(context.Background(), Unpack{Images: t.TempDir()})

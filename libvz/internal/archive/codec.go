@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"strings"
 
 	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
@@ -24,17 +23,6 @@ var (
 // maxWindow bounds the memory that a stream may ask its reader for. zstd itself
 // has windows of 8 MiB up to level 19.
 const maxWindow = 128 << 20
-
-// ParseRecipients reads age's recipients, one a line (age(1)); empty lines and
-// those that begin with # are skipped.
-func ParseRecipients(text string) ([]age.Recipient, error) {
-	return age.ParseRecipients(strings.NewReader(text))
-}
-
-// ParseIdentities reads age's identities, as age-keygen(1) writes them.
-func ParseIdentities(text string) ([]age.Identity, error) {
-	return age.ParseIdentities(strings.NewReader(text))
-}
 
 // encoder is the way of a stream's bytes to where it is written.
 type encoder struct {

@@ -17,8 +17,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsLayout tells whether a directory is an OCI image layout.
-func IsLayout(dir string) bool {
+// Open begins to read the archive at a path, a file or the directory of an OCI image
+// layout, which the Reader closes. Errors are those of Read and of open(2).
+func Open(path string, identities []age.Identity) (*Reader, error) {
+	if isLayout(path) {
+		return openLayout(path, identities)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("archive: %w", err)
+	}
+	r, err := func() (*Reader, error) {
+		if st, err := f.Stat(); err == nil && st.IsDir() {
+			return nil, fmt.Errorf("%w: %s is a directory without %s", ErrForeign, path, layoutFile)
+		}
+		return Read(f, identities)
+	}()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	r.file = f
+	return r, nil
+}
+
+// isLayout tells whether a directory is an OCI image layout.
+func isLayout(dir string) bool {
 	_, err := os.Lstat(filepath.Join(dir, layoutFile))
 	return err == nil
 }
@@ -26,42 +50,42 @@ func IsLayout(dir string) bool {
 // maxJSON bounds the documents of a layout.
 const maxJSON = 4 << 20
 
-// OpenLayout finds the archive in an image layout: the one layer of its one
-// image. The returned file is to be closed after the Reader. The annotations are
-// the image's.
-func OpenLayout(dir string, identities []age.Identity) (r *Reader, f *os.File, annotations map[string]string, err error) {
+// openLayout finds the archive in an image layout: the one layer of its one image.
+func openLayout(dir string, identities []age.Identity) (*Reader, error) {
 	var index imageIndex
 	if err := readJSON(filepath.Join(dir, indexFile), nil, &index); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if len(index.Manifests) != 1 {
-		return nil, nil, nil, fmt.Errorf("%w: the layout has %d images", ErrForeign, len(index.Manifests))
+		return nil, fmt.Errorf("%w: the layout has %d images", ErrForeign, len(index.Manifests))
 	}
 	var image imageManifest
 	if err := readBlob(dir, index.Manifests[0], &image); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if err := readBlob(dir, image.Config, &imageConfig{}); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if len(image.Layers) != 1 {
-		return nil, nil, nil, fmt.Errorf("%w: the image has %d layers", ErrForeign, len(image.Layers))
+		return nil, fmt.Errorf("%w: the image has %d layers", ErrForeign, len(image.Layers))
 	}
 	layer := image.Layers[0]
 	path, err := blobPath(dir, layer)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	if f, err = openRegular(path); err != nil {
-		return nil, nil, nil, err
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
 	}
 	b := &blob{from: f, want: layer, sum: sha256.New()}
-	if r, err = Read(b, identities); err != nil {
+	r, err := Read(b, identities)
+	if err != nil {
 		f.Close()
-		return nil, nil, nil, err
+		return nil, err
 	}
-	r.blob = b
-	return r, f, image.Annotations, nil
+	r.blob, r.file, r.Annotations = b, f, image.Annotations
+	return r, nil
 }
 
 // blob hashes a file that is named by its digest.

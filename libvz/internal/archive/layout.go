@@ -104,11 +104,11 @@ func ToLayout(path string, about About, compressed bool, remove Remover) (Target
 	}
 	l := &layout{folder: folder, path: path, about: about, compressed: compressed, sum: sha256.New()}
 	if err := os.MkdirAll(l.at(blobs), 0o700); err != nil {
-		l.discard()
+		l.Discard()
 		return nil, err
 	}
 	if l.layer, err = os.OpenFile(l.at(blobs, "layer"), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600); err != nil {
-		l.discard()
+		l.Discard()
 		return nil, err
 	}
 	return l, nil
@@ -137,7 +137,7 @@ func (l *layout) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (l *layout) discard() {
+func (l *layout) Discard() {
 	if l.layer != nil {
 		l.layer.Close() //nolint:errcheck // nobody wants it
 	}

@@ -21,7 +21,8 @@ type Target interface {
 	// wholeHash is where the target wants all bytes of the tar; nil = nowhere.
 	wholeHash() hash.Hash
 	commit(whole hash.Hash) error
-	discard()
+	// Discard gives up what was not committed, and is idempotent.
+	Discard()
 }
 
 // ToStream writes to a pipe or a descriptor that somebody else has opened. How
@@ -31,7 +32,7 @@ func ToStream(f *os.File) Target { return &stream{f} }
 type stream struct{ *os.File }
 
 func (s *stream) wholeHash() hash.Hash { return nil }
-func (s *stream) discard()             {}
+func (s *stream) Discard()             {}
 
 func (s *stream) commit(hash.Hash) error {
 	if err := s.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
@@ -92,7 +93,7 @@ func (f *file) commit(hash.Hash) error {
 	return syncDir(filepath.Dir(f.path))
 }
 
-func (f *file) discard() {
+func (f *file) Discard() {
 	f.Close() //nolint:errcheck // nobody wants it
 	if f.hidden != "" {
 		os.Remove(f.hidden)

@@ -68,7 +68,7 @@ func NewWriter(target Target, h Header, o Options) (*Writer, error) {
 	w := &Writer{target: target, encoder: enc, options: o, buffer: make([]byte, 1<<20)}
 	w.frame = &frame{to: enc, hash: sha256.New(), whole: target.wholeHash()}
 	w.tar = tar.NewWriter(w.frame)
-	h.Format = Format
+	h.Format = newestFormat
 	data, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
@@ -206,8 +206,5 @@ func (w *Writer) Commit() (string, error) {
 // has returned nil it does nothing.
 func (w *Writer) Discard() {
 	w.encoder.abandon()
-	w.target.discard()
+	w.target.Discard()
 }
-
-// Abandon gives up a target that no Writer was made for.
-func Abandon(t Target) { t.discard() }
