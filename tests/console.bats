@@ -278,6 +278,11 @@ log_size() { cat "$VZ_ROOT/$ID"/console.log* | wc -c; }
 
 @test "a guest whose console is held is checkpointed and restored, with its console or without" {
 	boot_held
+	# A console that no session has could not be restored.
+	guest "$ID" sh -c 'systemctl stop console-getty && systemd-run --quiet --unit hold -p StandardOutput=tty -p TTYPath=/dev/console sleep 1000'
+	fails 1 "unit hold.service .* has the console open, which is no session's terminal" vz checkpoint --image-path "$T/images" "$ID"
+	guest "$ID" sh -c 'systemctl stop hold && systemctl start console-getty'
+	wait_until 10 vz checkpoint --check "$ID"
 	vz checkpoint --image-path "$T/images" "$ID"
 	wait_until 10 eval '[[ -z $(processes) ]]'
 	assert_nothing_left

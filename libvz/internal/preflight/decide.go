@@ -3,7 +3,10 @@ package preflight
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxObstacles is how many are told. A guest can make as many as it likes.
@@ -15,12 +18,17 @@ func Decide(f *Facts, o Options) []Obstacle {
 	if len(f.Tasks) == 0 {
 		return nil
 	}
-	d := &decider{Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{}, locked: map[[2]uint64]bool{}, lockers: map[int]string{}}
+	d := &decider{Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{}, locked: map[[2]uint64]bool{}, lockers: map[int]string{},
+		terminals: map[uint64]bool{}, consoles: map[console]bool{}}
 	for _, m := range f.Mounts {
 		d.mounted[m.ID] = true
 		d.hasFuse = d.hasFuse || isFuse(m.FS) && !d.isOutside(m.Place)
+		if number, err := strconv.ParseUint(strings.TrimPrefix(m.Root, "/"), 10, 20); err == nil && m.FS == "devpts" && m.Place == "/dev/console" {
+			d.consoles[console{m.Device, unix.Mkdev(ptsMajor, uint32(number))}] = true
+		}
 	}
 	for _, t := range f.Tasks {
+		d.terminals[t.Terminal] = true
 		for _, number := range t.Namespaces {
 			d.peopled[number] = true
 		}
@@ -62,6 +70,15 @@ type decider struct {
 	ownSockets map[uint64]bool
 	locked     map[[2]uint64]bool // device and inode with locks of nobody in particular
 	lockers    map[int]string
+	terminals  map[uint64]bool // of sessions, by device number
+	consoles   map[console]bool
+}
+
+// console is a terminal that is mounted at /dev/console: the file system that it
+// lies on, as mountinfo has it, and its device number. Its other end is outside.
+type console struct {
+	on     string
+	device uint64
 }
 
 type key struct {

@@ -42,6 +42,17 @@ func having(files ...File) *Facts { return guest(Task{Unit: "a.service", Files: 
 
 func mapping(files ...File) *Facts { return guest(Task{Unit: "a.service", Maps: files}) }
 
+// onConsole is a guest in which a task has the console open, of a certain devpts, and
+// a session has a terminal.
+func onConsole(terminal uint64, on uint32) *Facts {
+	f := having(device("/dev/console", 136, 3, 33))
+	f.Tasks[1].Files[0].On = unix.Mkdev(0, on)
+	f.Tasks[0].Terminal = terminal
+	f.Mounts = append(f.Mounts, Mount{ID: 34, Namespace: 6, Device: "0:60", Root: "/", Place: "/dev/pts", FS: "devpts"},
+		Mount{ID: 33, Namespace: 6, Device: "0:60", Root: "/3", Place: "/dev/console", FS: "devpts"})
+	return f
+}
+
 func regular(link string, names uint32, size uint64) File {
 	return File{Link: link, Mode: unix.S_IFREG, Names: names, Size: size, Mount: 30, On: 1, Inode: 77}
 }
@@ -109,6 +120,10 @@ func TestDecide(t *testing.T) {
 		"a terminal outside":    {having(device("/dev/pts/1", 136, 1, 99)), none, "outside-file: terminal | --shell-job"},
 		"the same, shell job":   {having(device("/dev/pts/1", 136, 1, 99)), all, ""},
 		"a terminal inside":     {having(device("/dev/pts/1", 136, 1, 30)), none, ""},
+		"the console, a getty":  {onConsole(unix.Mkdev(136, 3), 60), none, ""},
+		"the console, alone":    {onConsole(0, 60), none, "terminal: no session's terminal | wait until a getty waits there, or in the guest: systemctl stop a.service"},
+		"the same, shell jobs":  {onConsole(0, 60), all, ""},
+		"a terminal like it":    {onConsole(0, 61), none, ""},
 		"null":                  {having(device("/dev/null", 1, 3, 30)), none, ""},
 		"tun":                   {having(device("/dev/net/tun", 10, 200, 30)), none, ""},
 		"fuse":                  {having(device("/dev/fuse", 10, 229, 30)), all, "descriptor: /dev/fuse\" (10:229) | stop"},

@@ -161,6 +161,13 @@ func (d *decider) judgeDevice(t *Task, f *File) bool {
 			}
 			return false
 		}
+		// CRIU gives a terminal whose other end is outside to the session that has
+		// it, and restores none without one.
+		if on := fmt.Sprintf("%d:%d", unix.Major(f.On), unix.Minor(f.On)); d.consoles[console{on, f.Device}] && !d.terminals[f.Device] && !d.ShellJob {
+			d.add(t, Terminal, "has the console open, which is no session's terminal: CRIU could not restore it",
+				"wait until a getty waits there, or "+stop(t))
+			return false
+		}
 		return true
 	case major == miscMajor && minor == fuseMinor && d.hasFuse:
 		return false // of the mount's program, which ends with it

@@ -165,6 +165,9 @@ func ReadTask(pid int) (Task, error) {
 		return t, err
 	}
 	parseStatus(string(status), &t)
+	if stat, err := os.ReadFile(proc + "stat"); err == nil {
+		t.Terminal = terminalIn(string(stat))
+	}
 	for _, kind := range []string{"uts", "ipc", "pid", "user", "net", "mnt", "time", "time_for_children", "cgroup"} {
 		// The link reads kind:[inode], namespaces(7).
 		var buf [64]byte
@@ -207,6 +210,23 @@ func parseStatus(text string, t *Task) {
 			t.Guest, _ = strconv.Atoi(fields[min(1, len(fields)-1)])
 		}
 	}
+}
+
+// terminalIn finds the controlling terminal in /proc/PID/stat, proc_pid_stat(5).
+func terminalIn(stat string) uint64 {
+	// What is in parentheses is the guest's to choose.
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const at = 4 // after the name: state, parent, process group, session
+	if len(fields) <= at {
+		return 0
+	}
+	number, err := strconv.ParseInt(fields[at], 10, 32)
+	if err != nil || number == 0 {
+		return 0
+	}
+	// Bits 31 to 20 and 7 to 0 are the minor number.
+	n := uint32(number)
+	return unix.Mkdev(n>>8&0xfff, n&0xff|n>>12&0xfff00)
 }
 
 // unitIn finds the unit in /proc/PID/cgroup: by cgroup2, cgroups(7).

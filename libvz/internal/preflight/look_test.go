@@ -163,3 +163,19 @@ func TestParseUnix(t *testing.T) {
 		t.Errorf("a damaged attribute: %+v", s)
 	}
 }
+
+func TestTerminalIn(t *testing.T) {
+	for stat, want := range map[string]uint64{
+		"82 (sleep) S 1 82 82 34816 82 4194560 1":       unix.Mkdev(136, 0),
+		"82 (a) b (c) S 1 82 82 34819 82 4194560 1":     unix.Mkdev(136, 3),
+		"82 (sleep) S 1 82 82 1083400 82 4194560 1":     unix.Mkdev(136, 264),
+		"82 (sleep) S 1 82 82 0 -1 4194560 1":           0,
+		"82 (sleep) Z 1":                                0,
+		"":                                              0,
+		"82 (1 2 3 4 5) S 1 82 82 nothing -1 4194560 1": 0,
+	} {
+		if got := terminalIn(stat); got != want {
+			t.Errorf("%q: %#x, want %#x", stat, got, want)
+		}
+	}
+}

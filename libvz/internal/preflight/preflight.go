@@ -62,6 +62,9 @@ type Task struct {
 	Command     string // as the kernel has it, at most 15 bytes
 	Unit        string // of systemd, "" where the cgroup names none
 	Tracer      int    // who traces it, 0 = nobody
+	// Terminal is the number of the device that its session has as its terminal, as
+	// of a File; 0 = none.
+	Terminal uint64
 	// Namespaces maps uts, ipc, pid, user, net, mnt, time, time_for_children and
 	// cgroup to inode numbers.
 	Namespaces map[string]uint64
@@ -146,6 +149,7 @@ const (
 	Mounts     = "mount"
 	Deleted    = "deleted-file"
 	Outside    = "outside-file"
+	Terminal   = "terminal"
 	Memory     = "memory"
 	Locks      = "lock"
 	Frozen     = "frozen"
