@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -98,6 +99,12 @@ func (h *Host) keepRestored(ctx context.Context, e *store.Entry) error {
 func (h *Host) undoCheckpoint(e *store.Entry) error {
 	if e.Operation.Step == stepShared {
 		return e.End() // it stays paused: see lazyDump
+	}
+	if e.Operation.Step != stepCommitted && e.Operation.Images != "" && e.Operation.Init != 0 && h.initAlive(e.ID) {
+		if err := criu.RemoveLinks(e.Operation.Images, e.Operation.Init); err != nil {
+			// Names too many: not worth a container that cannot be used.
+			h.warn(e.ID, "names that CRIU has given to deleted files may be left: %v", err)
+		}
 	}
 	if err := undoImages(e.Operation); err != nil {
 		return err

@@ -246,6 +246,26 @@ restore_faults() {
 	restore_faults debian
 }
 
+@test "CRIU killed when the images are whole leaves no names of deleted files" {
+	BUNDLE=$(app_bundle "$ID" sh -c 'mkdir /d; echo kept >/d/link_remap.1; echo x >/d/a; ln /d/a /d/b; exec 3</d/a 4</d/link_remap.1; rm /d/a; touch /ready; exec sleep 1000')
+	app_up "$BUNDLE" "$ID"
+	wait_file "$BUNDLE/rootfs/ready"
+	faulty post-dump asked kill-criu checkpoint --link-remap --image-path "$IMAGES" "$ID"
+	over
+	((CODE != 0))
+	has_status "$ID" running
+	[[ $(cd "$BUNDLE/rootfs/d" && echo *) == 'b link_remap.1' ]]
+	faulty post-dump told kill-vzrun checkpoint --link-remap --image-path "$IMAGES-2" "$ID"
+	over
+	[[ -n $(status_of "$ID") ]] || comes_back
+	has_status "$ID" running
+	[[ $(<"$BUNDLE/rootfs/d/link_remap.1") == kept ]]
+	vz checkpoint --link-remap --image-path "$IMAGES-3" "$ID"
+	[[ -n $(compgen -G "$BUNDLE/rootfs/d/link_remap.[2-9]*") ]]
+	app_restore "$BUNDLE" "$ID" "$IMAGES-3"
+	[[ $(cd "$BUNDLE/rootfs/d" && echo *) == 'b link_remap.1' ]]
+}
+
 ### Disks
 
 # disk SIZE mounts a small disk at $VZ_TMP/disk.
