@@ -12,7 +12,6 @@ import (
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	"github.com/opencontainers/runc/libcontainer/utils"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
@@ -292,25 +291,6 @@ func freezer(st *libcontainer.State) string {
 	return st.CgroupPaths["freezer"]
 }
 
-// annotationCriu names a configuration file of CRIU's, as runc has it: "" is
-// none, and without it there is that of runc.
-const (
-	annotationCriu    = "org.criu.config"
-	defaultCriuConfig = "/etc/criu/runc.conf"
-)
-
-func criuConfigOf(annotations map[string]string) string {
-	if path, set := annotations[annotationCriu]; set {
-		return path
-	}
-	return defaultCriuConfig
-}
-
-func (c *Container) criuConfig() string {
-	_, all := utils.Annotations(c.lc.Config().Labels)
-	return criuConfigOf(all)
-}
-
 // dump runs CRIU and commits at its post-dump stage: until that is granted the
 // guest can run on, and after it the images are whole.
 func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Stats, error) {
@@ -364,22 +344,8 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		}
 		return e.Step(stepCommitted)
 	}
-	// Who answers CRIU sees the host's mounts: files that are opened before have to
-	// be on the same.
-	stage := d.opts.Stage
-	d.opts.Stage = func(s criu.Stage) error { return onHost(func() error { return stage(s) }) }
 	begun := time.Now()
-	var measured *criu.Stats
-	err := inPrivateMounts(func() (err error) {
-		// The memory of a server is in the images: whatever the directory's
-		// mode, nobody but root and its group reads them.
-		unix.Umask(0o027)
-		if err := d.known.Lend(); err != nil {
-			return err
-		}
-		measured, err = criu.Dump(ctx, d.opts)
-		return err
-	})
+	measured, err := d.runCriu(ctx)
 	took := time.Since(begun) - waited
 	if err != nil && d.undo != nil {
 		if errors.Is(err, ErrUnconfirmed) {
@@ -412,6 +378,25 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	}
 	c.host.event(Event{ID: c.id, Step: "removing"})
 	return stats, c.afterDump(ctx, e, d.manifest.Links)
+}
+
+// runCriu has CRIU work in a mount namespace of its own, where it is told what is
+// known of the kernel. Who answers it sees the host's mounts: files that were opened
+// before have to be on the same.
+func (d *dumpPlan) runCriu(ctx context.Context) (measured *criu.Stats, err error) {
+	o := d.opts
+	o.Stage = func(s criu.Stage) error { return onHost(func() error { return d.opts.Stage(s) }) }
+	err = inPrivateMounts(func() error {
+		// The memory of a server is in the images: whatever the directory's
+		// mode, nobody but root and its group reads them.
+		unix.Umask(0o027)
+		if err := d.known.Lend(); err != nil {
+			return err
+		}
+		measured, err = criu.Dump(ctx, o)
+		return err
+	})
+	return measured, err
 }
 
 // afterDump removes what is left of a container that lives on in its images.
@@ -482,26 +467,4 @@ func (c *Container) taskOf(pid int) (preflight.Task, bool) {
 		}
 	}
 	return preflight.Task{}, false
-}
-
-// criuName is where beside the store's records lies what is known of CRIU.
-const criuName = "criu"
-
-// findCriu returns the criu to use.
-func (h *Host) findCriu(ctx context.Context) (criu.Known, error) {
-	return h.askCriu(ctx, filepath.Join(h.opts.Root, store.DirName, criuName))
-}
-
-// askCriu does that with what is known in a directory; "" = nothing is, nor will be.
-func (h *Host) askCriu(ctx context.Context, known string) (criu.Known, error) {
-	const hint = "install CRIU 4.2 or newer (contrib/bootstrap --runtime does), or name one with --criu"
-	path, err := criu.Find(h.opts.Criu)
-	if err != nil {
-		return criu.Known{}, withHint(hint, "%w: %w", ErrUnsupported, err)
-	}
-	k, err := criu.Know(ctx, path, known, inPrivateMounts)
-	if errors.Is(err, criu.ErrTooOld) {
-		return k, withHint(hint, "%w: %w", ErrUnsupported, err)
-	}
-	return k, err
 }
