@@ -25,6 +25,15 @@ func flagsFirst(app *cli.App, args []string) []string {
 	if verb == nil || handsOn(verb.Name) {
 		return args
 	}
+	// A word alone behind the verb is an id, whatever else it means.
+	if at+2 < len(args) {
+		for _, sub := range verb.Subcommands {
+			if sub.HasName(args[at+1]) {
+				verb, at = sub, at+1
+				break
+			}
+		}
+	}
 	known := append(slices.Clone(verb.Flags), cli.HelpFlag)
 	flags, others := []string(nil), []string(nil)
 	for rest := args[at+1:]; len(rest) > 0; {

@@ -123,6 +123,10 @@ func TestFlagsFirst(t *testing.T) {
 		"nonsense a --force":                   "nonsense a --force",
 		"--nonsense delete a --force":          "--nonsense delete a --force",
 		"help delete":                          "help delete",
+		"checkpoint inspect --format json a":   "checkpoint inspect --format json a",
+		"checkpoint inspect a --format json":   "checkpoint inspect --format json a",
+		"checkpoint --image-path /i inspect":   "checkpoint --image-path /i inspect",
+		"checkpoint inspect":                   "checkpoint inspect",
 	} {
 		got := flagsFirst(newApp(), append([]string{"vzrun"}, strings.Fields(line)...))
 		if text := strings.Join(got[1:], " "); text != want {
