@@ -13,6 +13,8 @@ load helpers
 load app
 
 setup_file() {
+	# All stages, one after the other, take a minute where nothing else runs.
+	((${BATS_TEST_TIMEOUT:-0} >= 1200)) || export BATS_TEST_TIMEOUT=1200
 	suite_setup
 	FAULT=$(build_command fault)
 	export FAULT
@@ -227,12 +229,10 @@ restore_faults() {
 }
 
 @test "a checkpoint fails at each stage" {
-	BATS_TEST_TIMEOUT=1200
 	dump_faults busybox
 }
 
 @test "a restore fails at each stage" {
-	BATS_TEST_TIMEOUT=1200
 	restore_faults busybox
 }
 
@@ -314,6 +314,53 @@ disk() {
 	as_before
 	! mountpoint -q "$VZ_TMP/disk" || umount "$VZ_TMP/disk"
 	end_well
+}
+
+# fill_but KIB leaves that much free on the small disk.
+fill_but() {
+	local free
+	rm -f "$VZ_TMP/disk/ballast"
+	free=$(df --output=avail -k "$VZ_TMP/disk" | tail -n 1)
+	head -c "$((free - $1))K" /dev/zero >"$VZ_TMP/disk/ballast"
+}
+
+@test "the state directory is full, at a checkpoint, a restore and a create" {
+	local free frees=(0 8) failed=0
+	[[ ${VZ_FULL:-} != 1 ]] || frees=({0..100..4})
+	disk 4m
+	VZ_ROOT=$VZ_TMP/disk/state
+	mkdir -m 0700 "$VZ_ROOT"
+	fill_but 0
+	run -1 vz run --detach --bundle "$(app_bundle other sleep 1000)" other
+	rm "$VZ_TMP/disk/ballast"
+	[[ -z $(vz list -q) ]]
+	subject
+	for free in "${frees[@]}"; do
+		IMAGES=$VZ_TMP/images-$free
+		fill_but "$free"
+		if vz checkpoint --image-path "$IMAGES" "$ID" 2>"$VZ_TMP/error"; then
+			fill_but "$free"
+		else
+			failed=$((failed + 1))
+			cat "$VZ_TMP/error"
+			rm "$VZ_TMP/disk/ballast"
+			as_before
+			vz checkpoint --image-path "$IMAGES" "$ID"
+			fill_but "$free"
+		fi
+		if ! app_restore "$BUNDLE" "$ID" "$IMAGES"; then
+			failed=$((failed + 1))
+			rm "$VZ_TMP/disk/ballast"
+			fails 1 'does not exist' vz state "$ID"
+			app_restore "$BUNDLE" "$ID" "$IMAGES"
+		fi
+		rm -f "$VZ_TMP/disk/ballast"
+		as_before
+	done
+	echo "$failed failures"
+	((failed >= 2))
+	vz delete --force "$ID"
+	umount "$VZ_TMP/disk"
 }
 
 ### The rest
