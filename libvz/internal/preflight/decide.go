@@ -18,8 +18,10 @@ func Decide(f *Facts, o Options) []Obstacle {
 	if len(f.Tasks) == 0 {
 		return nil
 	}
-	d := &decider{Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{}, locked: map[[2]uint64]bool{}, lockers: map[int]string{},
-		terminals: map[uint64]bool{}, consoles: map[console]bool{}}
+	d := &decider{
+		Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{}, locked: map[[2]uint64]bool{}, lockers: map[int]string{},
+		terminals: map[uint64]bool{}, consoles: map[console]bool{},
+	}
 	for _, m := range f.Mounts {
 		d.mounted[m.ID] = true
 		d.hasFuse = d.hasFuse || isFuse(m.FS) && !d.isOutside(m.Place)
