@@ -123,3 +123,37 @@ is_machine() {
 	run -0 systemctl list-units --all --no-legend --no-pager "$SCOPE"
 	[[ -z $output ]]
 }
+
+### The unit
+
+# unit_runs: the guest of the unit is up, and its main process is the vzrun that
+# waits for it.
+unit_runs() {
+	[[ $(systemctl show --property MainPID --value "$UNIT") != 0 ]] && has_status "$ID" running && wait_guest "$ID"
+}
+
+@test "vzrun@.service: the console is in the journal, a reboot starts it again, stop ends it in order" {
+	local pid units=/run/systemd/system
+	vz delete --force "$ID"
+	UNIT=vzrun-$VZ_TAG@$ID.service
+	sed "s|@BINDIR@/vzrun|$VZRUN --root $VZ_ROOT|; s|^Environment=BUNDLE=.*|Environment=BUNDLE=$BUNDLE|" \
+		"$BATS_TEST_DIRNAME/../contrib/systemd/vzrun@.service" >"$units/${UNIT%@*}@.service"
+	systemctl daemon-reload
+	systemctl start "$UNIT"
+	wait_until "$VZ_PATIENCE" unit_runs
+	is_machine
+	wait_until "$VZ_PATIENCE" eval 'journalctl --unit "$UNIT" --output cat | grep -q "^Welcome to .*Debian"'
+	pid=$(pid_of "$ID")
+	guest "$ID" systemctl reboot || true
+	wait_exit "$pid"
+	wait_until "$VZ_PATIENCE" unit_runs
+	[[ $(systemctl show --property NRestarts --value "$UNIT") == 1 && $(pid_of "$ID") != "$pid" ]]
+	wait_counter "$BUNDLE/rootfs"
+	systemctl stop "$UNIT"
+	[[ $(systemctl show --property Result --value "$UNIT") == success ]]
+	verify_counter "$BUNDLE/rootfs"
+	fails 1 'does not exist' vz state "$ID"
+	[[ $(systemctl show --property ActiveState --value "$SCOPE") == inactive ]]
+	rm "$units/${UNIT%@*}@.service"
+	systemctl daemon-reload
+}
