@@ -256,6 +256,18 @@ after_cut() {
 	cut_at "$1" "$2"
 	echo "cut $1 $2"
 	case "$1 $2" in
+	"after ready")
+		# The source has said the word, or notices before that the connection is gone.
+		run migrate "$ID" "unix://$T/cut"
+		if ((status == 6)); then
+			stands_still
+			resolves a
+		else
+			((status == 1))
+			runs_at a
+			wait_until 10 nothing_at_b
+		fi
+		;;
 	"before commit")
 		fails 6 'outcome unconfirmed' migrate "$ID" "unix://$T/cut"
 		stands_still
