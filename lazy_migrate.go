@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
@@ -30,6 +31,10 @@ func lazyMigrateCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "net", Usage: "connect an interface there, `INNER=HOST[@BRIDGE]`; may be repeated"},
 			&cli.BoolFlag{Name: "shared-storage", Usage: "the bundle is there already, at the same path on shared storage"},
 			&cli.BoolFlag{Name: "keep-source", Usage: "leave the container's files here"},
+			&cli.DurationFlag{
+				Name: "link-timeout", Value: defaultLinkTimeout,
+				Usage: "`TIME` for which a lost connection is made again while memory is on the way; 0 = not at all",
+			},
 			&cli.BoolFlag{Name: "resolve", Usage: "find out what became of a migration whose outcome is not known"},
 			&cli.StringFlag{Name: "decide", Usage: "with --resolve, where the destination is gone for good: here or there"},
 			&cli.StringFlag{Name: "progress", Value: "auto", Usage: "auto (a line on a terminal) or json (lines on stdout)"},
@@ -40,6 +45,10 @@ func lazyMigrateCommand() *cli.Command {
 		Action: lazyMigrate,
 	}
 }
+
+// defaultLinkTimeout outlasts a router that starts again; by then clients have given
+// up.
+const defaultLinkTimeout = 5 * time.Minute
 
 func tlsFlags() []cli.Flag {
 	return []cli.Flag{
@@ -84,6 +93,10 @@ func lazyMigrate(c *cli.Context) error {
 		return err
 	}
 	stats, err := ct.Migrate(ctx, conn, libvz.MigrateOptions{
+		LinkTimeout: c.Duration("link-timeout"),
+		Redial: func(ctx context.Context) (io.ReadWriteCloser, error) {
+			return libvz.Dial(ctx, c.Args().Get(1), dialOptions(c))
+		},
 		Mode: c.String("mode"), Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
 		SharedStorage: c.Bool("shared-storage"), KeepSource: c.Bool("keep-source"), DryRun: c.Bool("dry-run"),
 		Compress: c.String("compress"), Bandwidth: bandwidth,
@@ -140,13 +153,15 @@ func parseBandwidth(s string) (int64, error) {
 const leastBandwidth = 16 << 10
 
 func dial(ctx context.Context, c *cli.Context, target string) (io.ReadWriteCloser, error) {
-	conn, err := libvz.Dial(ctx, target, libvz.DialOptions{
-		SSH: strings.Fields(c.String("ssh")), Remote: c.String("remote-command"), TLS: credentials(c),
-	})
+	conn, err := libvz.Dial(ctx, target, dialOptions(c))
 	if err != nil {
 		return nil, &libvz.Error{Op: "migrate", ID: c.Args().First(), Err: err}
 	}
 	return conn, nil
+}
+
+func dialOptions(c *cli.Context) libvz.DialOptions {
+	return libvz.DialOptions{SSH: strings.Fields(c.String("ssh")), Remote: c.String("remote-command"), TLS: credentials(c)}
 }
 
 func resolveMigration(c *cli.Context) error {
@@ -201,9 +216,26 @@ func reportMigration(c *cli.Context, stats *libvz.MigrationStats) error {
 	if !c.Bool("dry-run") {
 		fmt.Fprintf(c.App.Writer, "%s runs at %s as %s: frozen %.2f s, there after %.2f s, %.2f s in all\n",
 			stats.ID, c.Args().Get(1), stats.NewID, stats.Frozen, stats.Run, stats.Total)
-		return nil
+		return printMemory(c.App.Writer, stats)
 	}
 	return printChecks(c.App.Writer, stats.Check)
+}
+
+// printMemory tells how the memory came that did not come with the guest.
+func printMemory(out io.Writer, stats *libvz.MigrationStats) error {
+	if stats.Mode != libvz.ModeLazy {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "memory sent then\t%s in %.2f s\n", units.BytesSize(float64(stats.Memory)), stats.Pull)
+	if f := stats.Faults; f != nil {
+		ms := func(s float64) string { return fmt.Sprintf("%.1f", s*1000) }
+		fmt.Fprintf(w, "waits for memory\t%d; 50 %%, 95 %%, 99 %%, longest: %s, %s, %s, %s ms\n", f.Count, ms(f.P50), ms(f.P95), ms(f.P99), ms(f.Max))
+	}
+	if stats.LinksLost > 0 {
+		fmt.Fprintf(w, "connection lost\t%d times, for %.2f s in all\n", stats.LinksLost, stats.LinkDown)
+	}
+	return w.Flush()
 }
 
 // printChecks prints a table; what is in the way makes the verb fail.

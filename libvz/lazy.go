@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/opencontainers/runc/libcontainer"
 
@@ -217,9 +218,14 @@ func (r *revival) startLazy(ctx context.Context, work string) error {
 	return err
 }
 
-// dialer connects from the network namespace that it is made in.
+// dialer connects from the network namespace that it is made in, once: a lazy
+// checkpoint serves one connection.
 func dialer(address string) func(context.Context) (net.Conn, error) {
+	var used atomic.Bool
 	return func(ctx context.Context) (net.Conn, error) {
+		if used.Swap(true) {
+			return nil, criu.ErrPeerGone
+		}
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", address)
 	}
@@ -253,6 +259,9 @@ func (r *revival) endRestore(failed error) error {
 type arrival struct {
 	entry *store.Entry
 	lazy  *criu.LazyPages
+	// note, if not nil, is told the end before the lock is released, and before
+	// the page server is: that all is there, or that the guest has been ended.
+	note func(arrived bool)
 }
 
 // AwaitMemory must be called on the handle that a Restore with LazyPages has
@@ -269,13 +278,23 @@ func (c *Container) AwaitMemory(ctx context.Context) error {
 	defer a.entry.Close()
 	err := a.lazy.Wait(ctx)
 	if err == nil {
+		// The source's copy ends at our word: by then nobody may end this one
+		// who takes it for half a guest.
+		if a.note != nil {
+			a.note(true)
+		}
+		err = a.entry.End()
+		a.lazy.Confirm()
 		a.lazy.Release()
-		return fail("restore", c.id, a.entry.End())
+		return fail("restore", c.id, err)
 	}
 	end, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	ended := c.host.clear(end, a.entry)
 	if ended == nil {
+		if a.note != nil {
+			a.note(false)
+		}
 		a.lazy.GiveUp()
 	}
 	stopped := a.lazy.Stop()

@@ -45,6 +45,12 @@ type MigrateOptions struct {
 	KeepSource bool
 	// DryRun asks the other side, and changes nothing on either.
 	DryRun bool
+	// LinkTimeout is for how long, in mode lazy, both sides wait for a new
+	// connection when the one on which memory comes is lost; the guest stands
+	// still where it lacks memory. 0 = not at all, 24 hours at most.
+	LinkTimeout time.Duration
+	// Redial makes that connection, to the same host; nil = a lost one stays so.
+	Redial func(context.Context) (io.ReadWriteCloser, error)
 }
 
 // MigrationStats is what a migration took.
@@ -74,8 +80,14 @@ type MigrationStats struct {
 	// how many seconds that took.
 	Memory int64   `json:"memory_bytes"`
 	Pull   float64 `json:"pull"`
-	Pages  uint64  `json:"pages"`
-	Tasks  int     `json:"tasks"`
+	// Faults are the guest's waits for memory there; nil = not known.
+	Faults *FaultStats `json:"faults,omitempty"`
+	// LinksLost is how often the connection was lost meanwhile and made again,
+	// LinkDown for how many seconds there was none.
+	LinksLost int     `json:"links_lost"`
+	LinkDown  float64 `json:"link_down"`
+	Pages     uint64  `json:"pages"`
+	Tasks     int     `json:"tasks"`
 }
 
 // How the memory of a container moves.
@@ -90,9 +102,14 @@ const (
 // CompressZstd is a method of compression, for MigrateOptions.
 const CompressZstd = wire.Zstd
 
+// FaultStats are how long the tasks of a guest waited for memory that they touched
+// before it was there, in seconds: see docs/migration.md.
+type FaultStats = criu.FaultStats
+
 // migration is the source's side of one.
 type migration struct {
 	c       *Container
+	caller  context.Context // of Migrate; it outlives a connection
 	o       MigrateOptions
 	token   string
 	entry   *store.Entry
@@ -119,13 +136,17 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 	if o.Mode == "" {
 		o.Mode = ModeLazy
 	}
-	m := &migration{c: c, o: o, begun: time.Now()}
+	if o.LinkTimeout < 0 || o.LinkTimeout > maxLinkTimeout {
+		conn.Close()
+		return nil, fail("migrate", c.id, withHint(fmt.Sprintf("choose a time up to %v", maxLinkTimeout), "a wait of %v for a lost connection", o.LinkTimeout))
+	}
+	m := &migration{c: c, caller: ctx, o: o, begun: time.Now()}
 	session, err := wire.New(conn, wire.Source)
 	if err != nil {
 		return nil, fail("migrate", c.id, explainWire(err))
 	}
-	defer session.Close()
 	m.session = session
+	defer func() { m.session.Close() }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -145,7 +166,8 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 	if err != nil {
 		return nil, err
 	}
-	m.stats.Total, m.stats.Sent = time.Since(m.begun).Seconds(), session.Sent()
+	m.stats.Total = time.Since(m.begun).Seconds()
+	m.stats.Sent += m.session.Sent()
 	return m.stats, nil
 }
 
@@ -299,6 +321,9 @@ func (m *migration) untilSaid(ctx context.Context) (context.Context, func()) {
 // not well from here on is worth a warning.
 func (m *migration) finish() {
 	h, id := m.c.host, m.c.id
+	if m.o.Mode == ModeLazy {
+		m.stats.Faults = m.awaitArrived()
+	}
 	if err := m.control.Send(wire.Done, nil); err != nil {
 		h.warn(id, "the other side was not told that the copy here is gone: %v", err)
 	} else {
@@ -312,6 +337,26 @@ func (m *migration) finish() {
 			h.warn(id, "files of the container are left here: %v", err)
 		}
 	}
+}
+
+// arrivedPatience bounds the wait for the last thing that the other side has to say,
+// which is of interest only.
+const arrivedPatience = 5 * time.Second
+
+// awaitArrived returns how the guest fared until all of its memory was there; nil
+// where the other side does not say.
+func (m *migration) awaitArrived() *FaultStats {
+	ctx, cancel := context.WithTimeout(context.Background(), arrivedPatience)
+	defer cancel()
+	msg, err := m.control.Receive(ctx)
+	if err != nil {
+		return nil
+	}
+	var a arrivedAll
+	if err := msg.Decode(&a); err != nil {
+		return nil
+	}
+	return a.Faults
 }
 
 // removeMoved removes what of a bundle has been sent: its configuration and,

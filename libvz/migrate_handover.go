@@ -95,12 +95,7 @@ func (m *migration) commit() error {
 	var off *wire.Aborted
 	switch {
 	case err == nil:
-		m.stats.Run = time.Since(m.begun).Seconds()
-		m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
-		if m.o.Mode == ModeLazy {
-			return m.entry.Step(stepHanded)
-		}
-		return m.entry.Step(stepCommitted)
+		return m.runsThere()
 	case errors.As(err, &off):
 		// It knows that nothing runs there.
 		back := ""
@@ -110,6 +105,16 @@ func (m *migration) commit() error {
 		return errors.Join(err, m.entry.Step(back))
 	}
 	return unconfirmed(m.c.id, m.o.Target, err)
+}
+
+// runsThere notes that the guest is known to run at the other side.
+func (m *migration) runsThere() error {
+	m.stats.Run = time.Since(m.begun).Seconds()
+	m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
+	if m.o.Mode == ModeLazy {
+		return m.entry.Step(stepHanded)
+	}
+	return m.entry.Step(stepCommitted)
 }
 
 func unconfirmed(id, target string, err error) error {

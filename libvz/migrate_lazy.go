@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/vzrun/vzrun/libvz/internal/criu"
@@ -58,14 +57,21 @@ func (m *migration) serve(ctx, serving context.Context, pages *criu.PageServer) 
 	go func() { served <- pages.Serve(serving, stream) }()
 	if err := m.handOver(ctx); err != nil {
 		stream.Close()
-		<-served
-		return err
+		gone := <-served
+		if !errors.Is(err, ErrUnconfirmed) || !errors.Is(gone, criu.ErrPeerGone) || !m.canRejoin() {
+			return err
+		}
+		// Whether it runs there can be asked, and then it needs its memory.
+		served <- gone
 	}
-	m.c.host.event(Event{ID: m.c.id, Step: "sending memory", Total: m.memory})
 	at := time.Now()
-	err = m.watch(pages, served)
+	err = m.serveOn(serving, pages, served)
 	m.stats.Memory, m.stats.Pull = pages.Sent(), time.Since(at).Seconds()
-	if err != nil {
+	var off *wire.Aborted
+	switch {
+	case errors.As(err, &off):
+		return errors.Join(err, m.entry.Step(stepServing)) // it never ran there
+	case err != nil:
 		return unconfirmed(m.c.id, m.o.Target, fmt.Errorf("its memory was on the way: %w", err))
 	}
 	if err := m.entry.Step(stepCommitted); err != nil {
@@ -73,6 +79,26 @@ func (m *migration) serve(ctx, serving context.Context, pages *criu.PageServer) 
 	}
 	return m.c.lc.Resume() // what is frozen cannot be ended; CRIU has stopped it
 }
+
+// serveOn waits for the end of what serves the memory, and begins anew on another
+// connection where that was lost.
+func (m *migration) serveOn(serving context.Context, pages *criu.PageServer, served chan error) error {
+	for {
+		m.c.host.event(Event{ID: m.c.id, Step: stepMemory, Done: pages.Sent(), Total: m.memory})
+		err := m.watch(pages, served)
+		if !errors.Is(err, criu.ErrPeerGone) || !m.canRejoin() {
+			return err
+		}
+		stream, err := m.rejoin(serving, err)
+		if stream == nil || err != nil {
+			return err
+		}
+		go func() { served <- pages.Serve(serving, stream) }()
+	}
+}
+
+// stepMemory is what a caller is told while memory is on the way.
+const stepMemory = "sending memory"
 
 // watch tells how far the memory is, until it is served.
 func (m *migration) watch(pages *criu.PageServer, served <-chan error) error {
@@ -84,33 +110,7 @@ func (m *migration) watch(pages *criu.PageServer, served <-chan error) error {
 		case err := <-served:
 			return err
 		case <-tick.C:
-			m.c.host.event(Event{ID: m.c.id, Step: "sending memory", Done: pages.Sent(), Total: m.memory})
+			m.c.host.event(Event{ID: m.c.id, Step: stepMemory, Done: pages.Sent(), Total: m.memory})
 		}
 	}
-}
-
-// dialPages waits for the stream of pages, which the source has opened by now.
-func (r *reception) dialPages(ctx context.Context) (net.Conn, error) {
-	select {
-	case s := <-r.pages:
-		return s, nil
-	case <-r.session.Lost():
-		return nil, wire.ErrLost
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// awaitMemory waits until the guest that runs here has all of its memory. Where it
-// does not arrive the guest has been ended, and there is a record of that.
-func (r *reception) awaitMemory(c *Container) error {
-	if c.arrival == nil {
-		return nil
-	}
-	err := c.AwaitMemory(context.Background())
-	if err == nil {
-		return nil
-	}
-	lost := r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordLost})
-	return errors.Join(err, lost, dropBundle(r.bundle, r.offer.Shared))
 }

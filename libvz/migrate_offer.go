@@ -33,6 +33,8 @@ type offer struct {
 	Veth   []string        `json:"veth,omitempty"`
 	// Compress is the method in which streams are to come, "" not to.
 	Compress string `json:"compress,omitempty"`
+	// LinkTimeout is that of MigrateOptions, in seconds.
+	LinkTimeout float64 `json:"link_timeout,omitempty"`
 
 	Arch   string `json:"arch"`
 	Kernel string `json:"kernel"`
@@ -114,6 +116,9 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 	}
 	if o.NewID == "" {
 		o.NewID = c.id
+	}
+	if m.canRejoin() {
+		o.LinkTimeout = m.o.LinkTimeout.Seconds()
 	}
 	if o.CPU, err = criu.CPU(ctx, d.opts.Criu); err != nil {
 		return nil, err

@@ -148,7 +148,7 @@ func (h *Host) ask(ctx context.Context, conn io.ReadWriteCloser, token, id strin
 		return DecideHere, nil
 	case recordLost:
 		return "", withHint("--decide here lets it go on here from where it was stopped; what it has done there since is lost",
-			"%w: it ran there and was ended, as its memory did not arrive", ErrUnconfirmed)
+			"%w: %w", ErrUnconfirmed, errLost)
 	}
 	return "", withHint("ask the host that it was sent to; if that one has lost its disk, look where it runs, and say so with --decide here or --decide there",
 		"%w: that host has no record of it", ErrUnconfirmed)
@@ -171,6 +171,10 @@ func (r *reception) answerQuery(msg *wire.Message) error {
 	record, err := recordOf(r.o.Bundles, q.Token)
 	if err != nil {
 		return r.refuse(err)
+	}
+	// Who asks so serves no memory any more: a guest that waits for it waits in vain.
+	if conn, err := r.host.dialLink(record, linkGiveUp); err == nil {
+		conn.Close()
 	}
 	state, err := r.host.outcomeOf(record)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,10 +47,16 @@ type reception struct {
 	bundle  string
 	// prepared: the restored guest has been offered to the source, which may
 	// have said the word from then on.
-	prepared bool
+	prepared atomic.Bool
 	revival  *revival
 	serving  sync.WaitGroup // streams
-	pages    chan *wire.Stream
+	// In mode lazy: the first stream of pages and whether somebody has it;
+	// closed when the source has said the word, and what there is from then on.
+	pages     chan *wire.Stream
+	dialled   atomic.Bool
+	committed chan struct{}
+	link      *pageLink
+	faults    *FaultStats
 }
 
 // answerPatience bounds the making of an answer, dataPatience the wait for the
@@ -72,7 +79,7 @@ func (h *Host) Receive(ctx context.Context, conn io.ReadWriteCloser, o ReceiveOp
 	if o.Bundles, err = filepath.Abs(o.Bundles); err != nil {
 		return nil, fail("receive", "", err)
 	}
-	r := &reception{host: h, o: o, pages: make(chan *wire.Stream, 1)}
+	r := &reception{host: h, o: o, pages: make(chan *wire.Stream, 1), committed: make(chan struct{})}
 	if r.session, err = wire.New(conn, wire.Destination); err != nil {
 		return nil, fail("receive", "", explainSource(err))
 	}
@@ -108,8 +115,11 @@ func (r *reception) run(ctx context.Context) (*Container, error) {
 	if err != nil {
 		return nil, explainSource(err)
 	}
-	if msg.Kind == wire.Query {
+	switch msg.Kind {
+	case wire.Query:
 		return nil, r.answerQuery(msg)
+	case wire.Rejoin:
+		return nil, r.takeLink(ctx, msg)
 	}
 	return r.take(ctx, msg)
 }
@@ -174,7 +184,7 @@ func (r *reception) fail(err error) error {
 	if told == nil {
 		r.session.Linger()
 	}
-	if !r.prepared || told == nil && !errors.Is(err, wire.ErrLost) {
+	if !r.prepared.Load() || told == nil && !errors.Is(err, wire.ErrLost) {
 		// The source has not asked, or has its answer.
 		err = errors.Join(err, r.record.remove())
 	}
@@ -279,7 +289,7 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 // consent is called when the guest is whole and stands still. Its nil lets it
 // run.
 func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error {
-	r.prepared = true
+	r.prepared.Store(true)
 	if err := r.control.Send(wire.Ready, restored{Seconds: time.Since(begun).Seconds()}); err != nil {
 		return err
 	}
@@ -288,12 +298,19 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 	if _, err := r.control.Receive(waiting); err != nil {
 		return err
 	}
+	if r.revival.lazy != nil {
+		var err error
+		if r.link, err = openLink(filepath.Join(r.host.opts.Root, r.offer.NewID)); err != nil {
+			return fmt.Errorf("socket for another connection: %w", err)
+		}
+	}
 	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordCommitted}); err != nil {
 		return err
 	}
 	if err := r.entry.Step(stepCommitted); err != nil {
 		return err
 	}
+	close(r.committed)
 	// Before it runs and says something itself.
 	if err := inNetworkOf(pid, vnet.AnnounceOwn); err != nil {
 		r.host.warn(r.offer.NewID, "%v", err)
@@ -305,33 +322,31 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 // fail to arrive.
 func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) error {
 	h, id := r.host, r.offer.NewID
-	lazy := c.arrival != nil
-	note := func() {
+	if c.arrival == nil {
 		if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: id, State: recordRunning}); err != nil {
 			h.warn(id, "%v", err)
 		}
-	}
-	if !lazy {
-		note()
 	}
 	told := r.control.Send(wire.Committed, nil)
 	if err := r.awaitMemory(c); err != nil {
 		return err
 	}
-	if lazy {
-		note()
-	} else if err := r.entry.End(); err != nil {
-		h.warn(id, "%v", err)
+	if c.arrival == nil {
+		if err := r.entry.End(); err != nil {
+			h.warn(id, "%v", err)
+		}
 	}
-	if told == nil {
-		waiting, cancel := context.WithTimeout(ctx, donePatience)
-		defer cancel()
-		_, told = r.control.Receive(waiting)
-	}
-	if told != nil {
-		h.warn(id, "the source has not said that its copy is gone: %v", told)
-	} else if err := r.record.remove(); err != nil {
-		h.warn(id, "%v", err)
+	// The process that has the newest connection hears the rest.
+	if r.link == nil || !r.link.wasRenewed() {
+		if told == nil && c.arrival != nil {
+			told = r.control.Send(wire.Arrived, arrivedAll{Faults: r.faults})
+		}
+		if told == nil {
+			told = r.awaitDone(ctx, r.record)
+		}
+		if told != nil {
+			h.warn(id, "the source has not said that its copy is gone: %v", told)
+		}
 	}
 	r.session.Close()
 	if err := store.RemoveTree(r.bundle, migrationFolder); err != nil {

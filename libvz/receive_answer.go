@@ -42,6 +42,9 @@ func (r *reception) answer(ctx context.Context) error {
 	if o.Mode != ModeCold && o.Mode != ModeLazy {
 		return withHint(sameVersion, "mode %.32q: %w", o.Mode, ErrUnsupported)
 	}
+	if o.LinkTimeout < 0 || o.LinkTimeout > maxLinkTimeout.Seconds() {
+		return fmt.Errorf("%w: link timeout", wire.ErrProtocol)
+	}
 	r.bundle = filepath.Join(r.o.Bundles, o.NewID)
 	if o.Shared {
 		if !filepath.IsAbs(o.Bundle) {

@@ -28,6 +28,8 @@ type migrationRecord struct {
 	Token string `json:"token"`
 	ID    string `json:"id"`
 	State string `json:"state"`
+	// Faults is known when it runs and its memory came afterwards.
+	Faults *FaultStats `json:"faults,omitempty"`
 }
 
 // recordsFolder is where in the directory of bundles they lie. No id begins a

@@ -207,7 +207,7 @@ migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 held_move() {
 	cut_at hold "$1"
 	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate --mode "${MODE:-cold}" "$ID" "unix://$T/cut"
+		lazy-migrate --mode "${MODE:-cold}" --link-timeout 1s "$ID" "unix://$T/cut"
 	MOVER=$SPAWNED
 	wait_line "$T/cutter.log" '^holding$' || {
 		cat "$T/migrate.log" "$T/receive.log"
@@ -217,6 +217,10 @@ held_move() {
 
 # end_link ends the connection that a cutter holds; it may have ended with a side.
 end_link() { kill -KILL "${VZ_SPAWNED[@]: -2:1}" 2>/dev/null || true; }
+
+# kill_receivers kills what serves a connection at the destination; one that has
+# answered may be about to end.
+kill_receivers() { pgrep -P "$LISTENER" | xargs kill -KILL; }
 
 # stands_still: at the source, and only resolve may touch it.
 stands_still() {
@@ -315,7 +319,6 @@ after_cut() {
 # killed SIDE KIND WHERE: the vzrun of SIDE is killed when KIND is on its way, and
 # afterwards the guest is at WHERE.
 killed() {
-	local receiver
 	echo "$1 is killed at $2"
 	small_guest
 	held_move "$2"
@@ -323,8 +326,7 @@ killed() {
 		kill -KILL "$MOVER"
 		end_link
 	else
-		receiver=$(pgrep -P "$LISTENER")
-		kill -KILL "$receiver"
+		kill_receivers
 		end_link
 		wait_exit "$MOVER"
 	fi
@@ -503,7 +505,7 @@ settled() {
 		small_guest
 		# shellcheck disable=SC2086 # two words
 		cut_at $w
-		run migrate "$ID" "unix://$T/cut"
+		run migrate --link-timeout 1s "$ID" "unix://$T/cut"
 		case $status in
 		0) runs_at b ;;
 		1)
@@ -523,7 +525,7 @@ settled() {
 		if [[ $w == a ]]; then
 			kill -KILL "$MOVER"
 		else
-			kill -KILL "$(pgrep -P "$LISTENER")"
+			kill_receivers
 		fi
 		end_link
 		wait_exit "$MOVER"
@@ -531,4 +533,50 @@ settled() {
 		settled
 		start_over
 	done
+}
+
+@test "lazy: the guest outlives a connection that is lost" {
+	MODE=lazy
+	listen_b
+	small_guest
+	cut_at flaky commit:3:8000000:1
+	run -0 migrate --stats "$T/stats" "$ID" "unix://$T/cut"
+	echo "$output"
+	cat "$T/receive.log"
+	# No page is sent twice but those of answers that were under way.
+	jq -e '.links_lost == 3 and .link_down > 2 and .memory_bytes > 48000000 and .memory_bytes < 70000000' "$T/stats"
+	jq -e '.faults | .count > 0 and .p50 > 0 and .p99 >= .p95 and .max >= .p99' "$T/stats"
+	[[ $(grep -c '^cut' "$T/cutter.log") == 3 ]]
+	runs_at b
+	[[ -z $(find "$(bundles)/.migrations" -type f) && ! -e $VZ_ROOT/b/$ID/link.sock ]]
+	start_over
+
+	# Lost between the word and its answer: it can be asked.
+	small_guest
+	cut_at flaky -committed:1:0:1
+	run -0 migrate --stats "$T/stats" "$ID" "unix://$T/cut"
+	jq -e '.links_lost == 1' "$T/stats"
+	runs_at b
+	start_over
+
+	# It does not come back.
+	small_guest
+	cut_at after committed
+	run -6 --separate-stderr migrate --link-timeout 1s "$ID" "unix://$T/cut"
+	[[ ${stderr_lines[1]} == *"migrate $ID: outcome unconfirmed: "*"no other within 1s"* && ${stderr_lines[2]} == "hint: vzrun lazy-migrate --resolve "* ]]
+	has_status "$ID" paused
+	settled
+	start_over
+
+	# Nobody else can take the memory.
+	small_guest
+	cut_at flaky commit:1:8000000:3
+	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+		lazy-migrate "$ID" "unix://$T/cut"
+	wait_line "$T/cutter.log" '^cut$'
+	fails 3 'busy' on b delete --force "$ID"
+	"$CUTTER" - "$T/b" noise -
+	wait_exit "$SPAWNED"
+	grep -q "runs at" "$T/migrate.log"
+	runs_at b
 }

@@ -2,12 +2,12 @@ package criu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -27,21 +27,6 @@ import (
 // of a lazy dump. Until then the tasks can go on here: CRIU is killed, which
 // leaves them as they were when it had stopped them.
 
-// pagePiece is how many bytes are moved between two looks at the counter.
-const pagePiece = 1 << 20
-
-// psRequest is the size of CRIU's struct page_server_iov.
-const psRequest = 32
-
-// Commands of the page server's protocol, the lower half of the first word, and
-// one that is ours. CRIU does not know it, and fails as it should.
-const (
-	psGet        = 7
-	psClose      = 0x1023
-	psForceClose = 0x1024
-	psGivenUp    = 0x7a77
-)
-
 var (
 	// ErrPeerGone says that the other side of a lazy dump went away without
 	// a word: it may run, or not.
@@ -50,46 +35,47 @@ var (
 	ErrPeerFailed = errors.New("the other side could not restore")
 )
 
-// PageServer is the memory of a lazy dump, whose tasks CRIU keeps stopped.
+// PageServer is the memory of a lazy dump, whose tasks CRIU keeps stopped. It
+// hands out a page as often as it is asked to: CRIU keeps all of them.
 type PageServer struct {
 	conn *net.UnixConn
 	sent atomic.Int64
+	once sync.Once // begins answer
+	mu   sync.Mutex
+	owed []net.Conn // who made the requests that CRIU has not answered, in order
+	peer net.Conn   // who may make more; nil: nobody
 }
 
-// Sent returns how many bytes of memory have gone to the other side.
+// Sent returns how many bytes of memory have gone to other sides.
 func (p *PageServer) Sent() int64 { return p.sent.Load() }
 
 // Serve answers the requests of one LazyPages on peer until that has all it
 // needs (nil), has failed (ErrPeerFailed), the connection ends (ErrPeerGone) or
-// ctx does. A bare `criu lazy-pages` says that it has all after a failure, too. peer is closed then. It is for one connection
-// only: an answer may be half-way when that is cut.
+// ctx does. A bare `criu lazy-pages` says that it has all after a failure, too.
+// peer is closed then. After ErrPeerGone it may be called again, with a connection
+// on which what was not answered is asked again.
 func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 	defer peer.Close()
 	stop := context.AfterFunc(ctx, func() { peer.Close() })
 	defer stop()
-	go func() {
-		// In pieces, so that there is something to count; the kernel moves
-		// them by itself from socket to socket. Ends with peer or with criu.
-		for {
-			n, err := io.CopyN(peer, p.conn, pagePiece)
-			p.sent.Add(n)
-			if err != nil {
-				peer.Close()
-				return
-			}
-		}
-	}()
-	request := make([]byte, psRequest)
+	p.mu.Lock()
+	p.peer = peer
+	p.mu.Unlock()
+	p.once.Do(func() { go p.answer() })
+	var request pageMessage
 	for {
-		if _, err := io.ReadFull(peer, request); err != nil {
+		if _, err := io.ReadFull(peer, request[:]); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			return fmt.Errorf("%w: %w", ErrPeerGone, err)
 		}
-		switch command := binary.NativeEndian.Uint32(request) & 0xffff; command {
+		switch command := request.command(); command {
 		case psGet:
-			if _, err := p.conn.Write(request); err != nil {
+			p.mu.Lock()
+			p.owed = append(p.owed, peer)
+			p.mu.Unlock()
+			if _, err := p.conn.Write(request[:]); err != nil {
 				return fmt.Errorf("criu went away: %w", err)
 			}
 		case psClose, psForceClose:
@@ -102,6 +88,51 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 			return fmt.Errorf("unknown request %#x for pages", command)
 		}
 	}
+}
+
+// answer moves the answers of CRIU to those who asked, as long as there are any:
+// what nobody waits for any more is read all the same, so that the next answer
+// begins where it should.
+func (p *PageServer) answer() {
+	var head pageMessage
+	for {
+		if _, err := io.ReadFull(p.conn, head[:]); err != nil {
+			break
+		}
+		p.mu.Lock()
+		if len(p.owed) == 0 {
+			p.mu.Unlock()
+			break // that is no page server
+		}
+		peer := p.owed[0]
+		p.owed = p.owed[1:]
+		p.mu.Unlock()
+		n := head.bytes()
+		left, err := forward(peer, p.conn, &head, n)
+		p.sent.Add(n - left)
+		if err == nil && left == 0 {
+			continue
+		}
+		peer.Close()
+		if _, err := io.CopyN(io.Discard, p.conn, left); err != nil {
+			break
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.peer != nil {
+		p.peer.Close()
+	}
+}
+
+// forward moves one answer, and returns how many bytes of it are still to be read.
+func forward(to io.Writer, from io.Reader, head *pageMessage, n int64) (left int64, err error) {
+	if _, err := to.Write(head[:]); err != nil {
+		return n, err
+	}
+	body := &io.LimitedReader{R: from, N: n}
+	_, err = io.Copy(to, body)
+	return body.N, err
 }
 
 // lazyDump is the state of DumpOptions.Lazy during one dump.

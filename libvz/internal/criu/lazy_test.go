@@ -37,7 +37,7 @@ func TestLazyNeeds(t *testing.T) {
 }
 
 func request(command uint32) []byte {
-	b := make([]byte, psRequest)
+	b := make([]byte, len(pageMessage{}))
 	binary.NativeEndian.PutUint32(b, command)
 	return b
 }
@@ -101,11 +101,11 @@ func TestCriuHearsOnlyRequests(t *testing.T) {
 	if err := l.server.Serve(context.Background(), peer); err != nil {
 		t.Fatal(err)
 	}
-	got := make([]byte, 3*psRequest)
+	got := make([]byte, 3*len(pageMessage{}))
 	if err := criu.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := io.ReadAtLeast(criu, got, psRequest); n != psRequest || err != nil {
+	if n, err := io.ReadAtLeast(criu, got, len(pageMessage{})); n != len(pageMessage{}) || err != nil {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
 	if err := criu.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {

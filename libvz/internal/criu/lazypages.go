@@ -2,10 +2,8 @@ package criu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -33,8 +31,9 @@ const lazyDir = "lazy-pages"
 type LazyOptions struct {
 	Criu         string
 	Images, Work string // as in Common; Work is the restore's
-	// Dial connects to a PageServer. It is called once, when the first page
-	// is asked for. nil = the memory is in the images.
+	// Dial connects to a PageServer. It is called when the first page is asked
+	// for, and again whenever that connection has ended: its error, not the
+	// connection's, ends the process. nil = the memory is in the images.
 	Dial func(context.Context) (net.Conn, error)
 }
 
@@ -51,10 +50,9 @@ type LazyOptions struct {
 type LazyPages struct {
 	cmd      *exec.Cmd
 	work     string
-	dial     func(context.Context) (net.Conn, error)
-	relayed  chan struct{} // closed when there is no relay any more
-	peer     net.Conn      // valid when relayed is closed
-	fetchErr error         // likewise: why no more pages came
+	relay    *pageRelay    // nil: the memory is in the images
+	fetched  chan struct{} // closed when relay has ended
+	fetchErr error         // why no more pages came, valid then
 	listener *net.UnixListener
 	dir      *os.File
 	mu       sync.Mutex
@@ -66,7 +64,7 @@ type LazyPages struct {
 // StartLazyPages starts the process and returns when a restore with
 // RestoreOptions.Lazy and the same Work may begin.
 func StartLazyPages(ctx context.Context, o LazyOptions) (_ *LazyPages, retErr error) {
-	l := &LazyPages{work: o.Work, dial: o.Dial, ended: make(chan struct{}), relayed: make(chan struct{})}
+	l := &LazyPages{work: o.Work, ended: make(chan struct{}), fetched: make(chan struct{})}
 	defer func() {
 		if retErr != nil {
 			l.removeSockets()
@@ -142,9 +140,8 @@ func (l *LazyPages) start(o LazyOptions, inner string, status *os.File) error {
 		// Both ends: were the other one only ours, criu would fail when we are
 		// killed, and zeroes would be the rest of the memory.
 		files = append(files, theirs, mine)
-		defer func() { go l.relay(conn) }()
-	} else {
-		close(l.relayed)
+		l.relay = newPageRelay(conn, o.Dial)
+		defer func() { go l.fetch() }()
 	}
 	l.cmd = exec.Command(o.Criu, args...)
 	l.cmd.ExtraFiles = files
@@ -159,81 +156,21 @@ func (l *LazyPages) start(o LazyOptions, inner string, status *os.File) error {
 	return nil
 }
 
-// relay moves requests and pages between criu and the page server. What criu
-// says at its end is kept back: it says it after a failure, too.
-func (l *LazyPages) relay(criu net.Conn) {
-	defer close(l.relayed)
+// fetch relays for criu until it ends. Where no more pages come it is killed, as it
+// would wait for ever; the tasks wait until Release.
+func (l *LazyPages) fetch() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
-		<-l.ended // criu has the other end, too
+		<-l.ended // criu has the other end of its socket, too
 		cancel()
 	}()
-	stop := context.AfterFunc(ctx, func() { criu.Close() })
-	defer stop()
-	request := make([]byte, psRequest)
-	for {
-		if _, err := io.ReadFull(criu, request); err != nil {
-			return
-		}
-		if command := binary.NativeEndian.Uint32(request) & 0xffff; command != psGet {
-			criu.Write(make([]byte, 4)) //nolint:errcheck // it waits for a status
-			return
-		}
-		if l.peer == nil {
-			peer, err := l.dial(ctx)
-			if err != nil {
-				l.fetchErr = fmt.Errorf("connect to the page server: %w", err)
-				l.fail()
-				return
-			}
-			l.peer = peer
-			go func() {
-				io.Copy(criu, peer) //nolint:errcheck // however it ends, no more pages come
-				l.fail()
-			}()
-		}
-		if _, err := l.peer.Write(request); err != nil {
-			l.fetchErr = fmt.Errorf("page server: %w", err)
-			l.fail()
-			return
-		}
+	l.fetchErr = l.relay.run(ctx)
+	if l.fetchErr != nil {
+		l.cmd.Process.Kill() //nolint:errcheck // it may have ended
 	}
+	close(l.fetched)
 }
-
-// fail ends criu, which would wait for ever. The tasks wait until Release.
-func (l *LazyPages) fail() {
-	l.cmd.Process.Kill() //nolint:errcheck // it may have ended
-}
-
-// farewell tells the page server how it went, once.
-func (l *LazyPages) farewell(command uint32) {
-	<-l.relayed
-	if l.peer == nil {
-		if l.dial == nil {
-			return
-		}
-		// Not a page was asked for; the other side waits all the same.
-		ctx, cancel := context.WithTimeout(context.Background(), farewellTimeout)
-		defer cancel()
-		peer, err := l.dial(ctx)
-		if err != nil {
-			return
-		}
-		l.peer = peer
-	}
-	word := make([]byte, psRequest)
-	binary.NativeEndian.PutUint32(word, command)
-	l.peer.SetDeadline(time.Now().Add(farewellTimeout)) //nolint:errcheck // then without
-	if _, err := l.peer.Write(word); err == nil && command == psClose {
-		io.ReadFull(l.peer, make([]byte, 4)) //nolint:errcheck // a courtesy
-	}
-	l.peer.Close()
-	l.peer, l.dial = nil, nil
-}
-
-// farewellTimeout bounds the last words.
-const farewellTimeout = 10 * time.Second
 
 // awaitReady waits for the byte by which criu says that its socket is there.
 func (l *LazyPages) awaitReady(ctx context.Context, ready *os.File) error {
@@ -294,8 +231,9 @@ func (l *LazyPages) hold(oob []byte) {
 }
 
 // Wait returns when the process has ended: nil when all memory is in place, which
-// the page server is told. After an error the tasks wait for pages that will not
-// come: end them, call GiveUp, then Release. ctx ends the waiting, not the process.
+// Confirm tells the page server. After an error the tasks wait for pages that will
+// not come: end them, call GiveUp, then Release. ctx ends the waiting, not the
+// process.
 func (l *LazyPages) Wait(ctx context.Context) error {
 	select {
 	case <-l.ended:
@@ -303,19 +241,31 @@ func (l *LazyPages) Wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if l.err == nil {
-		l.farewell(psClose)
 		return nil
 	}
-	<-l.relayed
+	if l.relay != nil {
+		<-l.fetched
+	}
 	if l.fetchErr != nil {
 		return l.fetchErr
 	}
 	return explain("lazy-pages", filepath.Join(l.work, LazyLog), fmt.Errorf("criu lazy-pages: %w", l.err))
 }
 
+// Confirm tells the page server that all memory is in place: then it forgets it.
+// So first see to it that nothing here can fail any more.
+func (l *LazyPages) Confirm() { l.farewell(psClose) }
+
 // GiveUp tells the page server that the tasks do not run here, nor will. After an
 // error, and only when they have been ended.
 func (l *LazyPages) GiveUp() { l.farewell(psGivenUp) }
+
+// farewell says the last word; after the first there is none.
+func (l *LazyPages) farewell(command uint32) {
+	if l.relay != nil {
+		l.relay.farewell(command)
+	}
+}
 
 // Pid is the process's.
 func (l *LazyPages) Pid() int { return l.cmd.Process.Pid }

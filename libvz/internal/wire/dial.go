@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // ErrTarget says that a destination is not written as one.
@@ -101,12 +102,20 @@ type command struct {
 	once sync.Once
 }
 
-// Close ends the program: ssh at the other side's end does so as well.
+// closePatience is how long a program has to end that is told to.
+const closePatience = 5 * time.Second
+
+// Close ends the program: ssh at the other side's end does so as well. One whose
+// connection is dead would wait for it, and is killed.
 func (c *command) Close() error {
 	c.once.Do(func() {
-		c.WriteCloser.Close() //nolint:errcheck // the program may have ended
-		c.ReadCloser.Close()  //nolint:errcheck // see above
-		go c.cmd.Wait()       //nolint:errcheck // with its input closed it ends; nobody asks how
+		c.WriteCloser.Close()                                                  //nolint:errcheck // the program may have ended
+		c.ReadCloser.Close()                                                   //nolint:errcheck // see above
+		kill := time.AfterFunc(closePatience, func() { c.cmd.Process.Kill() }) //nolint:errcheck // see above
+		go func() {
+			c.cmd.Wait() //nolint:errcheck // nobody asks how it ended
+			kill.Stop()
+		}()
 	})
 	return nil
 }

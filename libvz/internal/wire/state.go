@@ -14,11 +14,13 @@ const (
 	Ready     Kind = "ready"     // destination: restored, it runs at a word
 	Commit    Kind = "commit"    // source: let it run; I shall not
 	Committed Kind = "committed" // destination: it runs
+	Arrived   Kind = "arrived"   // destination: it has all of its memory, where some came after Committed
 	Done      Kind = "done"      // source: my copy is gone
 
 	Abort   Kind = "abort"   // either: it is off, nothing runs here, or goes on here
 	Query   Kind = "query"   // source: what became of an earlier migration?
 	Outcome Kind = "outcome" // destination
+	Rejoin  Kind = "rejoin"  // source: a new connection for one that was lost after Commit
 )
 
 // State is how far one side is.
@@ -33,7 +35,9 @@ const (
 	Prepared   State = "prepared"   // the destination waits for a word
 	Committing State = "committing" // the word has been given
 	Moved      State = "moved"      // the guest runs at the destination
+	Whole      State = "whole"      // likewise, and needs nothing of the source any more
 	Asking     State = "asking"
+	Rejoining  State = "rejoining"
 	Over       State = "over" // nothing more comes
 )
 
@@ -56,6 +60,8 @@ var next = map[step]State{
 	{Prepared, Commit, true}:       Committing,
 	{Committing, Committed, false}: Moved,
 	{Moved, Done, true}:            Over,
+	{Moved, Arrived, false}:        Whole,
+	{Whole, Done, true}:            Over,
 
 	{Offered, Abort, true}:     Over,
 	{Agreed, Abort, true}:      Over,
@@ -71,6 +77,10 @@ var next = map[step]State{
 	{Begin, Query, true}:     Asking,
 	{Asking, Outcome, false}: Over,
 	{Asking, Abort, false}:   Over,
+
+	{Begin, Rejoin, true}:       Rejoining,
+	{Rejoining, Outcome, false}: Moved,
+	{Rejoining, Abort, false}:   Over,
 }
 
 // after decides which state a message leads to. An error wraps ErrProtocol.
@@ -93,12 +103,13 @@ const (
 )
 
 // Fate decides what the loss of the connection means in a state. The source is
-// the one that may not know: whether its word to commit has arrived.
+// the one that may not know: whether its word to commit has arrived. While the
+// memory of a guest that runs is on the way, both keep what they have.
 func (s State) Fate(role Role) Fate {
 	switch s {
-	case Moved:
+	case Moved, Whole:
 		return Keep
-	case Committing:
+	case Committing, Rejoining:
 		if role == Source {
 			return Unknown
 		}

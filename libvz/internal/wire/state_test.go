@@ -6,8 +6,8 @@ import (
 )
 
 var (
-	allStates = []State{Begin, Offered, Agreed, Restoring, Prepared, Committing, Moved, Asking, Over}
-	allKinds  = []Kind{Offer, Answer, Restore, Ready, Commit, Committed, Done, Abort, Query, Outcome, "", "other"}
+	allStates = []State{Begin, Offered, Agreed, Restoring, Prepared, Committing, Moved, Whole, Asking, Rejoining, Over}
+	allKinds  = []Kind{Offer, Answer, Restore, Ready, Commit, Committed, Arrived, Done, Abort, Query, Outcome, Rejoin, "", "other"}
 )
 
 // Every message in every state, from either side: what is not in this table is
@@ -31,6 +31,11 @@ func TestEveryMessageInEveryState(t *testing.T) {
 		{Committing, Committed, false}: Moved,
 		{Committing, Abort, false}:     Over,
 		{Moved, Done, true}:            Over,
+		{Moved, Arrived, false}:        Whole,
+		{Whole, Done, true}:            Over,
+		{Begin, Rejoin, true}:          Rejoining,
+		{Rejoining, Outcome, false}:    Moved,
+		{Rejoining, Abort, false}:      Over,
 	}
 	for _, s := range []State{Offered, Agreed, Restoring, Prepared} {
 		allowed[edge{s, Abort, true}] = Over
@@ -56,9 +61,9 @@ func TestEveryMessageInEveryState(t *testing.T) {
 // keeps the guest, and one does unless the source has to ask. The two are at most
 // one message apart.
 func TestWhateverIsLostOneSideHasTheGuest(t *testing.T) {
-	order := []State{Begin, Offered, Agreed, Restoring, Prepared, Committing, Moved, Over}
-	kinds := []Kind{Offer, Answer, Restore, Ready, Commit, Committed, Done}
-	bySource := []bool{true, false, true, false, true, false, true}
+	order := []State{Begin, Offered, Agreed, Restoring, Prepared, Committing, Moved, Whole, Over}
+	kinds := []Kind{Offer, Answer, Restore, Ready, Commit, Committed, Arrived, Done}
+	bySource := []bool{true, false, true, false, true, false, false, true}
 	for i := range kinds {
 		if to, err := order[i].after(kinds[i], bySource[i]); err != nil || to != order[i+1] {
 			t.Fatalf("%s in %s: %s, %v", kinds[i], order[i], to, err)

@@ -1,0 +1,141 @@
+package libvz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vzrun/vzrun/libvz/internal/wire"
+)
+
+// While memory is on the way, a lost connection loses nothing: the guest waits at
+// the destination for what it lacks, and here all of it is kept. The source makes
+// another one, on which it says the migration's token, and goes on: see
+// docs/decisions/0025.
+
+// maxLinkTimeout bounds how long a guest waits for its memory.
+const maxLinkTimeout = 24 * time.Hour
+
+const (
+	// rejoinPatience bounds one attempt, redialPause is the time until the next.
+	rejoinPatience = time.Minute
+	redialPause    = 500 * time.Millisecond
+)
+
+// recordWaiting is what a destination says where the guest runs and waits for its
+// memory. It is no state of a record: the process that waits must be there.
+const recordWaiting = "waiting"
+
+// rejoin is the message Rejoin.
+type rejoin struct {
+	Token string `json:"token"`
+	// Compress is what offer and answer said.
+	Compress string `json:"compress,omitempty"`
+}
+
+// arrivedAll is the message Arrived.
+type arrivedAll struct {
+	Faults *FaultStats `json:"faults,omitempty"`
+}
+
+// canRejoin tells whether a lost connection is to be made again.
+func (m *migration) canRejoin() bool {
+	return m.o.Mode == ModeLazy && m.o.Redial != nil && m.o.LinkTimeout > 0
+}
+
+// rejoin makes a new connection in place of one that was lost, with an error that
+// says how, for as long as LinkTimeout says. It returns the stream for pages, or
+// nil where no more are needed. An error that wraps *wire.Aborted says that the
+// guest never ran there; with any other its fate is not known.
+func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, error) {
+	h, id, since := m.c.host, m.c.id, time.Now()
+	h.warn(id, "the connection is lost, and is tried again for %v: %v", m.o.LinkTimeout, lost)
+	h.event(Event{ID: id, Step: "reconnecting"})
+	ctx, cancel := context.WithTimeout(serving, m.o.LinkTimeout)
+	defer cancel()
+	defer context.AfterFunc(m.caller, cancel)()
+	for {
+		state, err := m.tryRejoin(ctx)
+		if err == nil {
+			m.stats.LinksLost++
+			m.stats.LinkDown += time.Since(since).Seconds()
+			return m.resumeAs(state)
+		}
+		select {
+		case <-time.After(redialPause):
+			continue
+		case <-ctx.Done():
+		}
+		switch {
+		case m.caller.Err() != nil:
+			return nil, fmt.Errorf("%w: %w", lost, context.Cause(m.caller))
+		case serving.Err() != nil:
+			return nil, fmt.Errorf("%w: %w", lost, context.Cause(serving))
+		}
+		return nil, fmt.Errorf("%w; there was no other within %v: %w", lost, m.o.LinkTimeout, err)
+	}
+}
+
+// tryRejoin makes one attempt, and returns what the destination says of the guest.
+func (m *migration) tryRejoin(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, rejoinPatience)
+	defer cancel()
+	conn, err := m.o.Redial(ctx)
+	if err != nil {
+		return "", err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	session, err := wire.New(conn, wire.Source)
+	if err != nil {
+		return "", err
+	}
+	control, err := session.Control()
+	if err == nil {
+		err = control.Send(wire.Rejoin, rejoin{Token: m.token, Compress: m.o.Compress})
+	}
+	var msg *wire.Message
+	if err == nil {
+		msg, err = control.Receive(ctx)
+	}
+	var o outcome
+	if err == nil {
+		err = msg.Decode(&o)
+	}
+	if err == nil {
+		err = session.SetShape(wire.Shape{Compression: m.o.Compress, Rate: m.o.Bandwidth})
+	}
+	if err != nil {
+		session.Close()
+		return "", err
+	}
+	m.session.Close()
+	m.stats.Sent += m.session.Sent()
+	m.session, m.control = session, control
+	return o.State, nil
+}
+
+// resumeAs goes on with a guest of which the destination has said how it is.
+func (m *migration) resumeAs(state string) (*wire.Stream, error) {
+	switch state {
+	case recordWaiting, recordRunning:
+		if m.entry.Operation.Step != stepHanded {
+			if err := m.runsThere(); err != nil {
+				return nil, err
+			}
+		}
+		if state == recordRunning {
+			return nil, nil
+		}
+		return m.session.Open(streamPages)
+	case recordAborted:
+		return nil, &wire.Aborted{Reason: "the connection was lost before it had the word"}
+	case recordLost:
+		return nil, errLost
+	}
+	return nil, errors.New("the destination has no record of it")
+}
+
+// errLost is the end of a guest whose memory did not arrive.
+var errLost = errors.New("it ran there and was ended, as its memory did not arrive")
