@@ -2,6 +2,7 @@ package criu
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -9,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
@@ -44,8 +44,8 @@ type LazyOptions struct {
 // When such a process fails, or is killed, the kernel fills what is missing with
 // zeroes: tasks would go on with memory that is not theirs. So the connection
 // of the restore runs through here, and the userfaultfds that pass are kept
-// open until Release: tasks that need a missing page wait, and can be ended. (A
-// task that was forked since has one that only criu has.) No other process can
+// open until their task has all, or Release: tasks that need a missing page wait, and
+// can be ended. (A task that was forked since has one that only criu has.) No other process can
 // take over: it could not know which pages were filled or given up since.
 type LazyPages struct {
 	cmd      *exec.Cmd
@@ -55,8 +55,7 @@ type LazyPages struct {
 	fetchErr error         // why no more pages came, valid then
 	listener *net.UnixListener
 	dir      *os.File
-	mu       sync.Mutex
-	held     []int // userfaultfds
+	held     holds
 	ended    chan struct{}
 	err      error // of the process, valid when ended is closed
 }
@@ -64,7 +63,7 @@ type LazyPages struct {
 // StartLazyPages starts the process and returns when a restore with
 // RestoreOptions.Lazy and the same Work may begin.
 func StartLazyPages(ctx context.Context, o LazyOptions) (_ *LazyPages, retErr error) {
-	l := &LazyPages{work: o.Work, ended: make(chan struct{}), fetched: make(chan struct{})}
+	l := &LazyPages{work: o.Work, held: holds{images: o.Images}, ended: make(chan struct{}), fetched: make(chan struct{})}
 	defer func() {
 		if retErr != nil {
 			l.removeSockets()
@@ -140,7 +139,7 @@ func (l *LazyPages) start(o LazyOptions, inner string, status *os.File) error {
 		// Both ends: were the other one only ours, criu would fail when we are
 		// killed, and zeroes would be the rest of the memory.
 		files = append(files, theirs, mine)
-		l.relay = newPageRelay(conn, o.Dial)
+		l.relay = newPageRelay(conn, o.Dial, l.held.arrived)
 		defer func() { go l.fetch() }()
 	}
 	l.cmd = exec.Command(o.Criu, args...)
@@ -201,31 +200,34 @@ func (l *LazyPages) pass() {
 	// No longer than a number, which comes before each descriptor: read in one
 	// go with it, the descriptor would go to whom the number is for.
 	buf, oob := make([]byte, 4), make([]byte, unix.CmsgSpace(4))
+	pid := uint64(0)
 	for {
 		n, oobn, _, _, err := from.ReadMsgUnix(buf, oob)
 		if err != nil || n == 0 {
 			return
 		}
-		l.hold(oob[:oobn])
+		if oobn > 0 {
+			l.hold(pid, oob[:oobn])
+		} else if n == len(buf) {
+			pid = uint64(binary.NativeEndian.Uint32(buf))
+		}
 		if _, _, err := to.WriteMsgUnix(buf[:n], oob[:oobn], nil); err != nil {
 			return
 		}
 	}
 }
 
-func (l *LazyPages) hold(oob []byte) {
+func (l *LazyPages) hold(pid uint64, oob []byte) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	for i := range msgs {
 		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil {
 			for _, fd := range fds {
 				unix.CloseOnExec(fd)
+				l.held.add(pid, fd)
 			}
-			l.held = append(l.held, fds...)
 		}
 	}
 }
@@ -272,12 +274,7 @@ func (l *LazyPages) Pid() int { return l.cmd.Process.Pid }
 
 // Release lets go of the tasks' memory, and removes the sockets.
 func (l *LazyPages) Release() {
-	l.mu.Lock()
-	for _, fd := range l.held {
-		unix.Close(fd)
-	}
-	l.held = nil
-	l.mu.Unlock()
+	l.held.release()
 	l.removeSockets()
 }
 

@@ -29,6 +29,7 @@ type pageMessage [32]byte
 func (m *pageMessage) command() uint32 { return binary.NativeEndian.Uint32(m[:]) & 0xffff }
 func (m *pageMessage) count() uint64   { return binary.NativeEndian.Uint64(m[8:]) }
 func (m *pageMessage) address() uint64 { return binary.NativeEndian.Uint64(m[16:]) }
+func (m *pageMessage) task() uint64    { return binary.NativeEndian.Uint64(m[24:]) }
 
 // maxPages bounds what is believed of a message: CRIU asks for 4 MiB at most.
 const maxPages = 1 << 20
@@ -50,7 +51,10 @@ type pageRelay struct {
 	criu net.Conn
 	// dial is called when the first page is asked for, and each time that a
 	// connection has ended.
-	dial  func(context.Context) (net.Conn, error)
+	dial func(context.Context) (net.Conn, error)
+	// arrived is told of pages before they are handed on: whose, where, how many.
+	arrived func(pid, address, count uint64)
+
 	mu    sync.Mutex
 	asked []pageMessage // requests without an answer
 	peer  net.Conn      // nil: there is no connection
@@ -59,8 +63,8 @@ type pageRelay struct {
 	done  chan struct{} // closed when the relay ends, after which nobody else uses peer
 }
 
-func newPageRelay(criu net.Conn, dial func(context.Context) (net.Conn, error)) *pageRelay {
-	return &pageRelay{criu: criu, dial: dial, done: make(chan struct{})}
+func newPageRelay(criu net.Conn, dial func(context.Context) (net.Conn, error), arrived func(pid, address, count uint64)) *pageRelay {
+	return &pageRelay{criu: criu, dial: dial, arrived: arrived, done: make(chan struct{})}
 }
 
 // run returns when CRIU says no more, or ctx ends, which should be when CRIU has
@@ -196,7 +200,7 @@ func (r *pageRelay) handOn(peer net.Conn, body []byte) ([]byte, error) {
 		return body, err
 	}
 	r.mu.Lock()
-	fits := len(r.asked) > 0 && head.address() == r.asked[0].address() && head.count() <= r.asked[0].count() && head.count() <= maxPages
+	fits := len(r.asked) > 0 && head.address() == r.asked[0].address() && head.task() == r.asked[0].task() && head.count() <= r.asked[0].count() && head.count() <= maxPages
 	r.mu.Unlock()
 	if !fits {
 		return body, errForeignPages
@@ -210,6 +214,7 @@ func (r *pageRelay) handOn(peer net.Conn, body []byte) ([]byte, error) {
 	if _, err := io.ReadFull(peer, body[len(head):]); err != nil {
 		return body, err
 	}
+	r.arrived(head.task(), head.address(), head.count())
 	_, err := r.criu.Write(body)
 	r.mu.Lock()
 	defer r.mu.Unlock()

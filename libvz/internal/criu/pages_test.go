@@ -75,7 +75,7 @@ func TestRelayOverConnectionsThatEnd(t *testing.T) {
 	for _, ends := range [][]int{{0}, {10}, {32, 4}, {40, 5000}, {4128, 4128 + 32 + 7, 60, 100000}, {1 << 20}} {
 		ours, criu := sockets(t)
 		deadline(t, criu)
-		links := 0
+		links, pages := 0, uint64(0)
 		relay := newPageRelay(ours, func(context.Context) (net.Conn, error) {
 			here, there := sockets(t)
 			deadline(t, there)
@@ -86,7 +86,7 @@ func TestRelayOverConnectionsThatEnd(t *testing.T) {
 			links++
 			go serveBytes(there, bytes)
 			return here, nil
-		})
+		}, func(_, _, count uint64) { pages += count })
 		ended := make(chan error, 1)
 		go func() { ended <- relay.run(context.Background()) }()
 		for _, q := range requests {
@@ -111,6 +111,9 @@ func TestRelayOverConnectionsThatEnd(t *testing.T) {
 			t.Errorf("ends %v: %v", ends, err)
 		}
 		relay.farewell(psClose)
+		if pages != 1+8+1+16 {
+			t.Errorf("ends %v: told of %d pages", ends, pages)
+		}
 	}
 }
 
@@ -155,7 +158,7 @@ func TestRelayGivesUp(t *testing.T) {
 			deadline(t, there)
 			_, err := there.Write(c.says)
 			return here, err
-		})
+		}, func(_, _, _ uint64) {})
 		ended := make(chan error, 1)
 		go func() { ended <- relay.run(context.Background()) }()
 		q := getPages(0x1000, 1)
