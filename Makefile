@@ -33,7 +33,7 @@ bootstrap: ## Install what building, running and testing needs (Debian 12 or 13,
 	contrib/bootstrap
 
 .PHONY: demo
-demo: ## From a fresh checkout to a live guest, checkpointed and restored
+demo: ## From a fresh checkout to a live guest: checkpointed, restored, cloned, moved
 	contrib/bootstrap
 	$(MAKE) vzrun
 	VZRUN=$(CURDIR)/vzrun contrib/demo

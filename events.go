@@ -15,8 +15,9 @@ func eventsCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "events",
 		Usage:     "print what a container uses, and when its memory runs out, as JSON lines",
-		ArgsUsage: "<container-id>",
+		ArgsUsage: "<container-id> | --follow [<container-id>]",
 		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "follow", Usage: "print what happens to migrations of this host instead, until interrupted"},
 			&cli.DurationFlag{Name: "interval", Value: 5 * time.Second, Usage: "print the usage every `TIME`"},
 			&cli.BoolFlag{Name: "stats", Usage: "print the usage once"},
 		},
@@ -25,6 +26,9 @@ func eventsCommand() *cli.Command {
 }
 
 func events(c *cli.Context) error {
+	if c.Bool("follow") {
+		return followMigrations(c)
+	}
 	if err := checkArgs(c, 1, 1); err != nil {
 		return err
 	}
@@ -45,6 +49,29 @@ func events(c *cli.Context) error {
 		return out.Encode(event{Type: "stats", ID: ct.ID(), Data: usage})
 	}
 	return follow(c, ct, interval, out)
+}
+
+// followMigrations prints the events of all migrations, or of one container's.
+func followMigrations(c *cli.Context) error {
+	if err := checkArgs(c, 0, 1); err != nil {
+		return err
+	}
+	if c.Bool("stats") || c.IsSet("interval") {
+		return &usageError{msg: "events: --follow is for migrations, --stats and --interval are for what a container uses"}
+	}
+	host, err := openHost(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := interruptible(c)
+	defer cancel()
+	out, id := json.NewEncoder(c.App.Writer), c.Args().First()
+	return host.FollowMigrations(ctx, func(e libvz.MigrationEvent) error {
+		if id != "" && e.ID != id {
+			return nil
+		}
+		return out.Encode(e)
+	})
 }
 
 // event is a line of output, as engines know it from runc.

@@ -222,7 +222,9 @@ func planImport(id string, o ImportOptions, h *archive.Header) (*importPlan, err
 
 // templateName is the n-th directory below an overlay, in a bundle that was made
 // of an archive.
-func templateName(n int) string { return fmt.Sprintf("templates/%d", n) }
+func templateName(n int) string { return fmt.Sprintf("%s/%d", templatesName, n) }
+
+const templatesName = "templates"
 
 func (p *importPlan) makeFolders() (err error) {
 	if p.private, err = archive.NewFolder(p.parent, privatePrefix, store.RemoveTree); err != nil {

@@ -9,11 +9,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
@@ -110,6 +112,7 @@ type FaultStats = criu.FaultStats
 type migration struct {
 	c       *Container
 	caller  context.Context // of Migrate; it outlives a connection
+	follow  *announcer
 	o       MigrateOptions
 	token   string
 	entry   *store.Entry
@@ -120,7 +123,10 @@ type migration struct {
 	begun   time.Time
 	said    atomic.Bool // the word to commit
 	memory  int64       // bytes that the guest uses
-	ours    error       // why it went wrong, where it was not CRIU's doing
+	root    movedTree   // none where storage is shared
+	layers  []layer
+	missing []int // of layers, at the other side
+	ours    error // why it went wrong, where it was not CRIU's doing
 }
 
 // Migrate moves a running container to the host at the other end of conn, where
@@ -140,7 +146,11 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 		conn.Close()
 		return nil, fail("migrate", c.id, withHint(fmt.Sprintf("choose a time up to %v", maxLinkTimeout), "a wait of %v for a lost connection", o.LinkTimeout))
 	}
-	m := &migration{c: c, caller: ctx, o: o, begun: time.Now()}
+	heard, follow := c.host.announced()
+	moved := *c
+	moved.host = heard
+	c = &moved
+	m := &migration{c: c, caller: ctx, follow: follow, o: o, begun: time.Now()}
 	session, err := wire.New(conn, wire.Source)
 	if err != nil {
 		return nil, fail("migrate", c.id, explainWire(err))
@@ -163,11 +173,14 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 		m.entry = e
 		return explainWire(withCause(ctx, m.run(ctx)))
 	})
+	if err == nil {
+		m.stats.Total = time.Since(m.begun).Seconds()
+		m.stats.Sent += m.session.Sent()
+	}
+	follow.end(err, m.stats)
 	if err != nil {
 		return nil, err
 	}
-	m.stats.Total = time.Since(m.begun).Seconds()
-	m.stats.Sent += m.session.Sent()
 	return m.stats, nil
 }
 
@@ -189,6 +202,9 @@ func (m *migration) run(ctx context.Context) error {
 	}
 	if m.token, err = newToken(); err != nil {
 		return err
+	}
+	if !m.o.DryRun {
+		m.follow.begin(MigrationEvent{ID: c.id, Role: "source"}, m.token, m.o.Mode, m.o.Target)
 	}
 	m.plan, err = c.prepareDump(ctx, CheckpointOptions{TCPEstablished: true, FileLocks: true, LinkRemap: true})
 	if err != nil {
@@ -270,7 +286,11 @@ func (m *migration) move(ctx context.Context) error {
 	}
 	if !m.o.SharedStorage {
 		m.c.host.event(Event{ID: m.c.id, Step: "sending files"})
-		if err := m.sendRootfs(ctx, false); err != nil {
+		err := m.sendTemplates(ctx)
+		if err == nil {
+			err = m.sendRootfs(ctx, false)
+		}
+		if err != nil {
 			return undo(err)
 		}
 	}
@@ -333,7 +353,7 @@ func (m *migration) finish() {
 		h.warn(id, "%v", err)
 	}
 	if !m.o.KeepSource && !m.o.SharedStorage {
-		if err := removeMoved(m.c.bundle(), m.plan.state.Config.Rootfs); err != nil {
+		if err := removeMoved(m.c.bundle(), m.plan.state.Config.Rootfs, m.layers); err != nil {
 			h.warn(id, "files of the container are left here: %v", err)
 		}
 	}
@@ -360,15 +380,31 @@ func (m *migration) awaitArrived() *FaultStats {
 }
 
 // removeMoved removes what of a bundle has been sent: its configuration and,
-// where it is in the bundle, its root file system.
-func removeMoved(bundle, rootfs string) error {
+// where it is in the bundle, its root file system; and the bundle, if nothing else is
+// in it.
+func removeMoved(bundle, rootfs string, layers []layer) error {
 	if err := os.Remove(filepath.Join(bundle, "config.json")); err != nil {
 		return err
 	}
 	if filepath.Dir(rootfs) != realPath(bundle) {
 		return fmt.Errorf("%s is outside of the bundle", rootfs)
 	}
-	return store.RemoveTree(bundle, filepath.Base(rootfs))
+	if err := store.RemoveTree(bundle, filepath.Base(rootfs)); err != nil {
+		return err
+	}
+	// Templates that came with it.
+	own := func(l layer) bool { return within(l.Path, filepath.Join(realPath(bundle), templatesName)) }
+	if slices.ContainsFunc(layers, own) {
+		if err := store.RemoveTree(bundle, templatesName); err != nil {
+			return err
+		}
+	}
+	// One that a migration has brought had nothing else, and must not be in the way
+	// when it comes back.
+	if err := os.Remove(bundle); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }
 
 // announceHere tells the neighbours that a guest which was to move has stayed.

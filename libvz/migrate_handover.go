@@ -109,6 +109,7 @@ func (m *migration) commit() error {
 
 // runsThere notes that the guest is known to run at the other side.
 func (m *migration) runsThere() error {
+	m.follow.tell(MigrationEvent{Event: MigrationCommitted})
 	m.stats.Run = time.Since(m.begun).Seconds()
 	m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
 	if m.o.Mode == ModeLazy {

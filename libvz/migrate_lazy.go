@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/vzrun/vzrun/libvz/internal/criu"
-	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
 
 // In mode lazy the guest runs at the destination as soon as all but its memory is
@@ -67,10 +66,9 @@ func (m *migration) serve(ctx, serving context.Context, pages *criu.PageServer) 
 	at := time.Now()
 	err = m.serveOn(serving, pages, served)
 	m.stats.Memory, m.stats.Pull = pages.Sent(), time.Since(at).Seconds()
-	var off *wire.Aborted
 	switch {
-	case errors.As(err, &off):
-		return errors.Join(err, m.entry.Step(stepServing)) // it never ran there
+	case errors.Is(err, errNeverRan):
+		return errors.Join(err, m.entry.Step(stepServing))
 	case err != nil:
 		return unconfirmed(m.c.id, m.o.Target, fmt.Errorf("its memory was on the way: %w", err))
 	}

@@ -46,12 +46,13 @@ func (m *migration) canRejoin() bool {
 
 // rejoin makes a new connection in place of one that was lost, with an error that
 // says how, for as long as LinkTimeout says. It returns the stream for pages, or
-// nil where no more are needed. An error that wraps *wire.Aborted says that the
-// guest never ran there; with any other its fate is not known.
+// nil where no more are needed. errNeverRan says that the guest goes on here; with
+// any other error its fate is not known.
 func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, error) {
 	h, id, since := m.c.host, m.c.id, time.Now()
 	h.warn(id, "the connection is lost, and is tried again for %v: %v", m.o.LinkTimeout, lost)
 	h.event(Event{ID: id, Step: "reconnecting"})
+	m.session.Close() // what is left of it
 	ctx, cancel := context.WithTimeout(serving, m.o.LinkTimeout)
 	defer cancel()
 	defer context.AfterFunc(m.caller, cancel)()
@@ -73,7 +74,8 @@ func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, e
 		case serving.Err() != nil:
 			return nil, fmt.Errorf("%w: %w", lost, context.Cause(serving))
 		}
-		return nil, fmt.Errorf("%w; there was no other within %v: %w", lost, m.o.LinkTimeout, err)
+		// What an attempt was answered is no answer to who has the guest.
+		return nil, fmt.Errorf("%w; there was no other within %v: %v", lost, m.o.LinkTimeout, err) //nolint:errorlint // see above
 	}
 }
 
@@ -110,7 +112,6 @@ func (m *migration) tryRejoin(ctx context.Context) (string, error) {
 		session.Close()
 		return "", err
 	}
-	m.session.Close()
 	m.stats.Sent += m.session.Sent()
 	m.session, m.control = session, control
 	return o.State, nil
@@ -130,12 +131,18 @@ func (m *migration) resumeAs(state string) (*wire.Stream, error) {
 		}
 		return m.session.Open(streamPages)
 	case recordAborted:
-		return nil, &wire.Aborted{Reason: "the connection was lost before it had the word"}
+		if m.entry.Operation.Step == stepHanded {
+			return nil, errLost // it has run there, whatever is said now
+		}
+		return nil, errNeverRan
 	case recordLost:
 		return nil, errLost
 	}
 	return nil, errors.New("the destination has no record of it")
 }
+
+// errNeverRan says that the destination has not let the guest run, and never will.
+var errNeverRan = errors.New("the connection was lost before the other side had the word")
 
 // errLost is the end of a guest whose memory did not arrive.
 var errLost = errors.New("it ran there and was ended, as its memory did not arrive")

@@ -28,9 +28,11 @@ type offer struct {
 	// Bundle is the source's path; it counts with Shared.
 	Bundle string          `json:"bundle"`
 	Config json.RawMessage `json:"config"` // config.json as it is on disk
-	Links  []vnet.Link     `json:"links,omitempty"`
-	Net    string          `json:"net,omitempty"` // the annotation as it really is
-	Veth   []string        `json:"veth,omitempty"`
+	// Layers are the templates of a root that is an overlay, the uppermost first.
+	Layers []layer     `json:"layers,omitempty"`
+	Links  []vnet.Link `json:"links,omitempty"`
+	Net    string      `json:"net,omitempty"` // the annotation as it really is
+	Veth   []string    `json:"veth,omitempty"`
 	// Compress is the method in which streams are to come, "" not to.
 	Compress string `json:"compress,omitempty"`
 	// LinkTimeout is that of MigrateOptions, in seconds.
@@ -49,6 +51,8 @@ type offer struct {
 // answer is the message Answer.
 type answer struct {
 	Checks []Check `json:"checks"`
+	// Missing are the numbers of the layers that must be sent, in order.
+	Missing []int `json:"missing,omitempty"`
 	// Compress repeats the offer's, where streams may come so.
 	Compress string `json:"compress,omitempty"`
 }
@@ -94,6 +98,10 @@ func (m *migration) agree(ctx context.Context) error {
 	if m.o.DryRun {
 		return nil
 	}
+	if err := checkMissing(a.Missing, len(m.layers)); err != nil {
+		return m.giveUp(err)
+	}
+	m.missing = a.Missing
 	if a.Compress != m.o.Compress {
 		return m.giveUp(withHint("leave out --compress, or "+sameVersion, "%w by the other side: it answered nothing about compression", ErrRefused))
 	}
@@ -104,9 +112,6 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 	c, d := m.c, m.plan
 	config, err := readConfig(filepath.Join(c.bundle(), "config.json"))
 	if err != nil {
-		return nil, err
-	}
-	if err := c.needPlainRootfs(m.o.SharedStorage); err != nil {
 		return nil, err
 	}
 	o := &offer{
@@ -129,24 +134,31 @@ func (m *migration) offer(ctx context.Context) (*offer, error) {
 	}
 	m.memory = int64(usage.Memory.Usage.Usage - min(usage.Memory.Cache, usage.Memory.Usage.Usage))
 	o.Memory = m.memory
-	if !m.o.SharedStorage {
-		if o.Disk, err = diskUse(d.state.Config.Rootfs); err != nil {
-			return nil, fmt.Errorf("measure the root file system: %w", err)
-		}
+	if m.o.SharedStorage {
+		return o, nil
 	}
-	return o, nil
+	return o, m.offerRoot(o)
 }
 
-// needPlainRootfs refuses what is not sent yet.
-func (c *Container) needPlainRootfs(shared bool) error {
-	spec, _, err := loadSpec(c.bundle())
+// offerRoot says what of the root file system there is to send.
+func (m *migration) offerRoot(o *offer) error {
+	spec, bundle, err := loadSpec(m.c.bundle())
 	if err != nil {
 		return err
 	}
-	if kind := rootKind(spec); kind != "directory" && !shared {
-		return withHint("keep it on storage that both hosts have, and say --shared-storage", "%w: a root file system of kind %s cannot be sent", ErrUnsupported, kind)
+	root, err := rootOf(bundle, spec)
+	if err != nil {
+		return err
 	}
-	return nil
+	if m.root, err = rootToMove(&root); err != nil {
+		return err
+	}
+	if o.Disk, err = diskUse(m.root.dir); err != nil {
+		return fmt.Errorf("measure the root file system: %w", err)
+	}
+	m.layers, err = layersOf(&root, bundle)
+	o.Layers = m.layers
+	return err
 }
 
 // diskUse returns the bytes that the files below dir take.

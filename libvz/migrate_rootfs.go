@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -32,11 +33,13 @@ const relayFD = 3
 const RelayVerb = "relay-rsync"
 
 // rsyncOptions: as root, numeric owners, hard links, ACLs and extended
-// attributes, holes, on one file system; times are compared to the nanosecond,
+// attributes, holes; times are compared to the nanosecond,
 // since by whole seconds a file that is written twice in one would be taken for
 // unchanged (rsync(1), --modify-window).
+// Other file systems are not seen (inLinklessView), so there need be no -x, which
+// would leave out nested subvolumes of btrfs.
 func rsyncOptions() []string {
-	return []string{"-aHAXSx", "--numeric-ids", "--delete", "--modify-window=-1"}
+	return []string{"-aHAXS", "--numeric-ids", "--delete", "--modify-window=-1"}
 }
 
 // allowedRsync is what the other side may ask our rsync for: the options above
@@ -48,9 +51,8 @@ const allowedRsync = `^-[ADHIRSXaglnoprtvxz]+e[0-9.]*[A-Za-z]*$|^-@-1$|^--(numer
 // runs, files may vanish on the way; last is the pass in which nothing moves,
 // and then shared mappings are looked at, too.
 func (m *migration) sendRootfs(ctx context.Context, last bool) error {
-	root := m.plan.state.Config.Rootfs
 	args := append(rsyncOptions(), "./", "vzrun:./")
-	err := m.rsync(ctx, root, args, nil)
+	err := m.rsync(ctx, m.root, args, nil)
 	var exit *exec.ExitError
 	if !last && errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
 		err = nil
@@ -58,22 +60,33 @@ func (m *migration) sendRootfs(ctx context.Context, last bool) error {
 	if err != nil || !last {
 		return err
 	}
-	mapped, err := m.c.sharedMappings(root, m.plan.opts.Pid)
+	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
 	if err != nil || len(mapped) == 0 {
 		return err
 	}
 	// A page that is mapped for writing is written without a sign in the
 	// file's times: their contents are compared.
-	args = []string{"-aHAXSx", "--numeric-ids", "--modify-window=-1", "--ignore-times", "--from0", "--files-from=-", "./", "vzrun:./"}
-	return m.rsync(ctx, root, args, []byte(strings.Join(mapped, "\x00")))
+	args = []string{"-aHAXS", "--numeric-ids", "--modify-window=-1", "--ignore-times", "--from0", "--files-from=-", "./", "vzrun:./"}
+	return m.rsync(ctx, m.root, args, []byte(strings.Join(mapped, "\x00")))
 }
 
 // rsyncVanished is the exit code for files that vanished before they were sent.
 const rsyncVanished = 24
 
-// rsync runs one in root, where no symbolic link leads anywhere: what is there
+// upperFilter is for an overlay's upper directory: what the kernel notes there of
+// the layers below by their handles would be wrong on another file system. What it
+// notes of the guest's doing is sent (overlayfs.rst, "Whiteouts and opaque
+// directories", redirect_dir).
+func upperFilter() []string {
+	return []string{"--filter=+x trusted.overlay.opaque", "--filter=+x trusted.overlay.redirect", "--filter=-x trusted.overlay.*"}
+}
+
+// rsync runs one in a tree, where no symbolic link leads anywhere: what is there
 // belongs to a guest, which may run.
-func (m *migration) rsync(ctx context.Context, root string, args []string, input []byte) error {
+func (m *migration) rsync(ctx context.Context, tree movedTree, args []string, input []byte) error {
+	if tree.upper {
+		args = append(upperFilter(), args...)
+	}
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return err
@@ -86,7 +99,7 @@ func (m *migration) rsync(ctx context.Context, root string, args []string, input
 	cmd.Stderr = &complaints
 	cmd.ExtraFiles = []*os.File{theirs}
 	relayed := make(chan error, 1)
-	err = inLinklessView(root, true, func() error {
+	err = inLinklessView(tree.dir, true, func() error {
 		err := cmd.Start()
 		theirs.Close()
 		return err
@@ -95,7 +108,7 @@ func (m *migration) rsync(ctx context.Context, root string, args []string, input
 		return fmt.Errorf("start rsync: %w", err)
 	}
 	go func() {
-		err := m.relay(ours)
+		err := m.relay(ours, tree)
 		if err != nil {
 			// What rsync has started waits for an answer, and rsync's output ends
 			// with it.
@@ -143,7 +156,7 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 
 // relay connects an rsync of ours to one of the other side: first comes a line
 // with the arguments for it.
-func (m *migration) relay(ours *net.UnixConn) error {
+func (m *migration) relay(ours *net.UnixConn, tree movedTree) error {
 	in := bufio.NewReader(ours)
 	line, err := in.ReadBytes('\n')
 	if err != nil {
@@ -153,7 +166,7 @@ func (m *migration) relay(ours *net.UnixConn) error {
 	if err := json.Unmarshal(line, &args); err != nil {
 		return err
 	}
-	stream, err := m.session.Open(streamRootfs, args...)
+	stream, err := m.session.Open(tree.kind, slices.Concat(tree.args, args)...)
 	if err != nil {
 		return err
 	}
@@ -204,9 +217,9 @@ func RelayRsync(args []string) error {
 
 // receiveRootfs runs the rsync that the other side asks for, with its work
 // confined to root: a mount of its own, in which no symbolic link is followed.
-func receiveRootfs(ctx context.Context, stream *wire.Stream, root string) error {
+func receiveRootfs(ctx context.Context, stream *wire.Stream, root string, args []string) error {
 	defer stream.Close()
-	args, err := serverArgs(stream.Args)
+	args, err := serverArgs(args)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func TestConfigIsFittedToTheHost(t *testing.T) {
 		{false, "/p/web", "rootfs", "/p/web"},
 		{true, "", "/srv/x", "/a"},
 	} {
-		data, err := rewriteConfig([]byte(config), test.shared, test.cgroup)
+		data, err := rewriteConfig([]byte(config), test.shared, test.cgroup, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,8 +93,30 @@ func TestConfigIsFittedToTheHost(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "[]", `{"root":1}`, "null x"} {
-		if _, err := rewriteConfig([]byte(bad), false, "/x"); err == nil {
+		if _, err := rewriteConfig([]byte(bad), false, "/x", ""); err == nil {
 			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestReceivedCgroup(t *testing.T) {
+	for _, test := range []struct {
+		was, parent string
+		systemd     bool
+		want        string
+	}{
+		{"", "", false, ""},
+		{"", "", true, ""},
+		{"/a/b", "", false, ""},
+		{"/a/b", "", true, "machine.slice:vzrun:web"},
+		{"machine.slice:vzrun:old", "", true, ""},
+		{"machine.slice:vzrun:old", "", false, "/web"},
+		{"machine.slice:vzrun:old", "guests", false, "/guests/web"},
+		{"/a/b", "/guests/../../x", false, "/x/web"},
+		{"/a/b", "machine.slice", true, "machine.slice:vzrun:web"},
+	} {
+		if got := receivedCgroup(test.was, test.parent, "web", test.systemd); got != test.want {
+			t.Errorf("%+v: %q", test, got)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,13 +32,15 @@ type ReceiveOptions struct {
 	// migrations, too, so it must outlive a reboot.
 	Bundles string
 	// CgroupParent is the cgroup below which received containers go, under
-	// their ids; "" = where their config.json puts them.
+	// their ids, or the slice of systemd with Options.SystemdCgroup; "" = where
+	// their config.json puts them.
 	CgroupParent string
 }
 
 // reception is the destination's side of a migration.
 type reception struct {
 	host    *Host
+	follow  *announcer
 	o       ReceiveOptions
 	session *wire.Session
 	control *wire.Control
@@ -45,6 +48,8 @@ type reception struct {
 	entry   *store.Entry
 	record  recordAt
 	bundle  string
+	cgroup  string // in place of the one in config.json; "" = that one
+	missing []int  // of the offer's layers, in order
 	// prepared: the restored guest has been offered to the source, which may
 	// have said the word from then on.
 	prepared atomic.Bool
@@ -79,7 +84,12 @@ func (h *Host) Receive(ctx context.Context, conn io.ReadWriteCloser, o ReceiveOp
 	if o.Bundles, err = filepath.Abs(o.Bundles); err != nil {
 		return nil, fail("receive", "", err)
 	}
-	r := &reception{host: h, o: o, pages: make(chan *wire.Stream, 1), committed: make(chan struct{})}
+	if h.opts.SystemdCgroup && o.CgroupParent != "" && !strings.HasSuffix(o.CgroupParent, ".slice") {
+		return nil, fail("receive", "", withHint("name a slice, as in machine.slice", "cgroup parent %q: systemd keeps containers in slices", o.CgroupParent))
+	}
+	heard, follow := h.announced()
+	h = heard
+	r := &reception{host: h, follow: follow, o: o, pages: make(chan *wire.Stream, 1), committed: make(chan struct{})}
 	if r.session, err = wire.New(conn, wire.Destination); err != nil {
 		return nil, fail("receive", "", explainSource(err))
 	}
@@ -94,6 +104,7 @@ func (h *Host) Receive(ctx context.Context, conn io.ReadWriteCloser, o ReceiveOp
 		}
 	}()
 	c, err := r.run(ctx)
+	follow.end(err, nil)
 	id := ""
 	if r.offer != nil {
 		id = r.offer.NewID
@@ -139,6 +150,8 @@ func (r *reception) take(ctx context.Context, msg *wire.Message) (*Container, er
 		return nil, nil
 	}
 	defer r.entry.Close()
+	r.follow.begin(MigrationEvent{ID: r.offer.NewID, Role: "destination"}, r.offer.Token, r.offer.Mode, "")
+	r.host.event(Event{ID: r.offer.NewID, Step: "receiving"})
 	if err := r.collect(ctx); err != nil {
 		return nil, r.fail(err)
 	}
@@ -233,9 +246,16 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 			return fmt.Errorf("%w: more than one stream of pages", wire.ErrProtocol)
 		}
 	case s.Kind == streamImages:
-		serve = func() error { return receiveImages(s, filepath.Join(r.bundle, migrationFolder)) }
+		serve = func() error { return receiveImages(s, filepath.Join(r.bundle, arrivalFolder)) }
 	case s.Kind == streamRootfs && !r.offer.Shared:
-		serve = func() error { return receiveRootfs(ctx, s, filepath.Join(r.bundle, "rootfs")) }
+		serve = func() error { return receiveRootfs(ctx, s, r.rootPlace(), s.Args) }
+	case s.Kind == streamTemplate && !r.offer.Shared:
+		place, err := r.templatePlace(s.Args)
+		if err != nil {
+			s.Close()
+			return err
+		}
+		serve = func() error { return receiveRootfs(ctx, s, place, s.Args[1:]) }
 	default:
 		s.Close()
 		return fmt.Errorf("%w: a stream of kind %.32q", wire.ErrProtocol, s.Kind)
@@ -252,8 +272,11 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 // it run at the source's word.
 func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	h, begun := r.host, time.Now()
-	images := filepath.Join(r.bundle, migrationFolder)
+	images := filepath.Join(r.bundle, arrivalFolder)
 	o := RestoreOptions{Veth: r.offer.Veth, TCPEstablished: true}
+	if r.offer.Shared {
+		o.cgroup = r.cgroup // config.json is the source's, too
+	}
 	if r.offer.Mode == ModeLazy {
 		o.LazyPages, o.dialPages = true, r.dialPages
 	}
@@ -303,6 +326,7 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 		if r.link, err = openLink(filepath.Join(r.host.opts.Root, r.offer.NewID)); err != nil {
 			return fmt.Errorf("socket for another connection: %w", err)
 		}
+		r.link.use(r.session, false) // it may look alive for a while when it is not
 	}
 	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordCommitted}); err != nil {
 		return err
@@ -328,6 +352,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		}
 	}
 	told := r.control.Send(wire.Committed, nil)
+	r.follow.tell(MigrationEvent{Event: MigrationCommitted})
 	if err := r.awaitMemory(c); err != nil {
 		return err
 	}
@@ -349,7 +374,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		}
 	}
 	r.session.Close()
-	if err := store.RemoveTree(r.bundle, migrationFolder); err != nil {
+	if err := store.RemoveTree(r.bundle, arrivalFolder); err != nil {
 		h.warn(id, "%v", err)
 	}
 	if spec := r.revival.spec; spec.Annotations[annotationGuest] != "" {
@@ -378,8 +403,15 @@ func syncFS(dir string) error {
 
 // makeBundle makes the bundle for what comes, which the journal names already.
 func (r *reception) makeBundle(config []byte) error {
-	for _, dir := range []string{r.bundle, filepath.Join(r.bundle, "rootfs")} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(r.bundle, 0o700); err != nil {
+		return err
+	}
+	dirs := []string{r.rootPlace()}
+	for _, n := range r.missing {
+		dirs = append(dirs, filepath.Join(r.bundle, templateName(n)))
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
@@ -387,8 +419,8 @@ func (r *reception) makeBundle(config []byte) error {
 }
 
 // rewriteConfig fits a config.json to this host: the root file system is in the
-// bundle, the cgroup where we put it.
-func rewriteConfig(data []byte, shared bool, cgroup string) ([]byte, error) {
+// bundle, the templates of an overlay where layers says, the cgroup where we put it.
+func rewriteConfig(data []byte, shared bool, cgroup, layers string) ([]byte, error) {
 	var config map[string]json.RawMessage
 	if err := json.Unmarshal(data, &config); err != nil {
 		return nil, err
@@ -409,6 +441,11 @@ func rewriteConfig(data []byte, shared bool, cgroup string) ([]byte, error) {
 	}
 	if !shared {
 		if err := set("root", "path", "rootfs"); err != nil {
+			return nil, err
+		}
+	}
+	if layers != "" && !shared {
+		if err := set("annotations", annotationOverlay, layers); err != nil {
 			return nil, err
 		}
 	}

@@ -52,20 +52,9 @@ func (r *reception) answer(ctx context.Context) error {
 		}
 		r.bundle = filepath.Clean(o.Bundle)
 	}
-	cgroup := ""
-	if r.o.CgroupParent != "" {
-		cgroup = path.Join("/", r.o.CgroupParent, o.NewID)
-	}
-	config, err := rewriteConfig(o.Config, o.Shared, cgroup)
+	config, spec, err := r.configHere()
 	if err != nil {
-		return fmt.Errorf("%w: config.json: %w", wire.ErrProtocol, err)
-	}
-	spec, err := decodeSpec(config)
-	if err == nil {
-		err = checkSpec(spec)
-	}
-	if err != nil {
-		return fmt.Errorf("config.json: %w", err)
+		return err
 	}
 	checks, err := r.inspect(ctx, spec)
 	if err != nil {
@@ -77,7 +66,7 @@ func (r *reception) answer(ctx context.Context) error {
 			return err
 		}
 	}
-	a := answer{Checks: checks}
+	a := answer{Checks: checks, Missing: r.missing}
 	if good {
 		a.Compress = o.Compress
 		if err := r.session.SetShape(wire.Shape{Compression: o.Compress}); err != nil {
@@ -91,6 +80,49 @@ func (r *reception) answer(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// configHere returns the configuration as it is here.
+func (r *reception) configHere() ([]byte, *specs.Spec, error) {
+	o := r.offer
+	spec, err := decodeSpec(o.Config)
+	if err == nil {
+		err = checkSpec(spec)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("config.json: %w", err)
+	}
+	r.cgroup = receivedCgroup(spec.Linux.CgroupsPath, r.o.CgroupParent, o.NewID, r.host.opts.SystemdCgroup)
+	layers, err := r.placeLayers(spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := rewriteConfig(o.Config, o.Shared, r.cgroup, layers)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: config.json: %w", wire.ErrProtocol, err)
+	}
+	spec, err = decodeSpec(config)
+	return config, spec, err
+}
+
+// receivedCgroup decides where a container goes that was at was on another host; ""
+// is the same place. With the driver of systemd places are written SLICE:PREFIX:NAME
+// (config-linux.md of the runtime specification), and the source may have the other
+// driver.
+func receivedCgroup(was, parent, id string, systemd bool) string {
+	const parts = 2 // colons
+	unit := strings.Count(was, ":") == parts
+	switch {
+	case parent != "" && systemd:
+		return parent + ":vzrun:" + id
+	case parent != "":
+		return path.Join("/", parent, id)
+	case was != "" && systemd && !unit:
+		return "machine.slice:vzrun:" + id
+	case unit && !systemd:
+		return "/" + id
+	}
+	return ""
 }
 
 // begin takes the id and makes the bundle.
@@ -124,7 +156,7 @@ func (r *reception) begin(config []byte) (err error) {
 			return err
 		}
 	}
-	return newImageDir(filepath.Join(r.bundle, migrationFolder))
+	return newImageDir(filepath.Join(r.bundle, arrivalFolder))
 }
 
 // inspect compares what the container needs with what is here.
@@ -169,6 +201,7 @@ func (r *reception) inspect(ctx context.Context, spec *specs.Spec) ([]Check, err
 	if err := r.inspectSpace(add); err != nil {
 		return nil, err
 	}
+	r.inspectLayers(add)
 	r.inspectNames(spec, add)
 	return checks, r.inspectIDs(spec, add)
 }
@@ -189,6 +222,9 @@ func (r *reception) inspectSpace(add adder) error {
 	}
 	// The images are on the disk for a moment, with all of the memory.
 	need := r.offer.Disk + r.offer.Memory
+	for _, n := range r.missing {
+		need += r.offer.Layers[n].Disk
+	}
 	add("disk", size(need), size(disk)+" free", disk >= need, "free space below "+r.o.Bundles+" there, or name another directory with receive --bundles")
 	return nil
 }

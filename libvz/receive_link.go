@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -69,11 +68,6 @@ func openLink(dir string) (*pageLink, error) {
 	return l, nil
 }
 
-// inDir is a path of name in the open directory d that fits into a socket's address.
-func inDir(d *os.File, name string) string {
-	return "/proc/self/fd/" + strconv.Itoa(int(d.Fd())) + "/" + name
-}
-
 // accept ends with the listener.
 func (l *pageLink) accept() {
 	defer func() {
@@ -113,8 +107,8 @@ func (l *pageLink) accept() {
 			old.Close()
 		default:
 		}
+		l.drop() // before the new one can be in use
 		l.next <- conn
-		l.drop()
 	}
 }
 
@@ -132,6 +126,7 @@ func (l *pageLink) drop() {
 	defer l.mu.Unlock()
 	if l.current != nil {
 		l.current.Close()
+		l.current = nil
 	}
 }
 

@@ -87,13 +87,17 @@ func (p recordAt) remove() error {
 	return nil
 }
 
+// arrivalFolder is where in a bundle the images are that come: not where the source has
+// them, as the bundle may be the same.
+const arrivalFolder = "arrival"
+
 // dropBundle removes a received bundle, or what came into a shared one.
 func dropBundle(bundle string, shared bool) error {
 	if bundle == "" {
 		return nil
 	}
 	if shared {
-		return store.RemoveTree(bundle, migrationFolder)
+		return store.RemoveTree(bundle, arrivalFolder)
 	}
 	return store.RemoveTree(filepath.Dir(bundle), filepath.Base(bundle))
 }

@@ -48,6 +48,8 @@ type RestoreOptions struct {
 	PageServer string
 	// dialPages connects to a criu.PageServer in another way.
 	dialPages func(context.Context) (net.Conn, error)
+	// cgroup takes the place of linux.cgroupsPath; "" does not.
+	cgroup string
 }
 
 // Restore makes a container run again from the images of a checkpoint, under
@@ -149,6 +151,9 @@ func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o Res
 	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
+	}
+	if o.cgroup != "" {
+		spec.Linux.CgroupsPath = o.cgroup
 	}
 	images, m, chain, err := openCheckpoint(images)
 	if err != nil {

@@ -6,6 +6,7 @@
 
 load helpers
 load app
+load workload
 
 ADDRESS=10.94.0.2
 HOST_B=10.94.0.4
@@ -53,6 +54,7 @@ teardown() {
 	for pid in "${VZ_SPAWNED[@]}"; do
 		kill -KILL "$pid" 2>/dev/null || true
 	done
+	[[ -z ${CLIENTS:-} ]] || clients_kill
 	for host in a b; do
 		for id in $(on "$host" list --quiet 2>/dev/null); do
 			on "$host" lazy-migrate --resolve --decide here "$id" 2>/dev/null || true
@@ -88,8 +90,11 @@ in_net() { ip netns exec "vzrun-test-$VZ_TAG-$1" "${@:2}"; }
 # on HOST ARG... is vzrun there. ip netns exec would hide the host's cgroups.
 on() { nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$1" -- "$VZRUN" --root "$VZ_ROOT/$1" --id-record "$VZ_TMP/ids-$1.json" "${@:2}"; }
 
-# What the helpers do, they do at the source.
-vz() { on a "$@"; }
+# What the helpers do, they do at the source, or where HOST says.
+vz() { on "${HOST:-a}" "$@"; }
+
+# client_net CMD... is for those of workload.bash.
+client_net() { in_net lan "$@"; }
 
 bundles() { echo "$T/bundles-b"; }
 
@@ -197,7 +202,7 @@ migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 	[[ $(in_net lan curl -fsS --max-time 20 "http://$ADDRESS/") == *"vzrun test page"* ]]
 	jq -e '.frozen > 0 and .run >= .frozen and .total >= .run and .images_bytes > 100000 and .rootfs_bytes > 1000000' "$T/stats"
 	# Neither side keeps anything of the moves but a source that was to.
-	[[ ! -e $guest/migration && -e $guest/rootfs && ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/migration ]]
+	[[ ! -e $guest/migration && -e $guest/rootfs && ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/arrival ]]
 	[[ -z $(find "$(bundles)/.migrations" "$T/bundles-a/.migrations" -type f) ]]
 	[[ -z $(on b list --quiet) ]]
 }
@@ -579,4 +584,205 @@ settled() {
 	wait_exit "$SPAWNED"
 	grep -q "runs at" "$T/migrate.log"
 	runs_at b
+}
+
+@test "events --follow tells both hosts' watchers what happens" {
+	local host
+	MODE=lazy
+	listen_b
+	small_guest
+	for host in a b; do
+		spawn "$T/events-$host" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$host" -- "$VZRUN" --root "$VZ_ROOT/$host" events --follow
+		wait_until 10 followed "$host"
+	done
+	fails 1 'refused by the other side: interfaces' migrate --net eth7=x "$ID" "unix://$T/b"
+	migrate "$ID" "unix://$T/b"
+	wait_line "$T/events-a" '"event":"end"'
+	wait_line "$T/events-b" '"event":"end"'
+	cat "$T"/events-?
+	# What failed comes first; it never began there.
+	jq -es '.[0].event == "begin" and any(.[]; .event == "failure" and (.error | test("refused")))' "$T/events-a"
+	for host in a b; do
+		# Of the one that did not fail.
+		jq -s 'group_by(.migration) | map(select(any(.[]; .event == "end")))[0] | sort_by(.time)' "$T/events-$host" >"$T/one-$host"
+		jq -e --arg id "$ID" 'all(.[]; .type == "migration" and .id == $id) and .[0].event == "begin" and .[-1].event == "end"
+			and any(.[]; .event == "committed") and any(.[]; .event == "step")' "$T/one-$host"
+	done
+	[[ $(jq -r '.[0].migration' "$T/one-a") == "$(jq -r '.[0].migration' "$T/one-b")" ]]
+	jq -e '.[0].role == "source" and .[0].mode == "lazy" and .[-1].stats.frozen > 0' "$T/one-a"
+	jq -e '.[0].role == "destination"' "$T/one-b"
+
+	# Whoever follows leaves nothing, and one that is killed does not for long.
+	kill -INT "${VZ_SPAWNED[@]: -2:1}"
+	wait_exit "${VZ_SPAWNED[@]: -2:1}"
+	kill -KILL "$SPAWNED"
+	start_over
+	small_guest
+	migrate "$ID" "unix://$T/b"
+	[[ ! -e $VZ_ROOT/a/@/followers && -z $(ls "$VZ_ROOT/b/@/followers") ]]
+}
+
+followed() { [[ -n $(ls "$VZ_ROOT/$1/@/followers" 2>/dev/null) ]]; }
+
+@test "an overlay moves: its changes, and the templates that are not there" {
+	local template=$T/template
+	busybox_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done' >/dev/null
+	BUNDLE=$VZ_TMP/$ID
+	mv "$BUNDLE/rootfs" "$template"
+	mkdir -m 0700 "$BUNDLE/rootfs"
+	mkdir -p "$template/old/deep"
+	echo gone >"$template/gone"
+	echo old >"$template/old/deep/file"
+	edit_config "$BUNDLE" '.mounts |= map(select(.type != "cgroup")) | .annotations["org.vzrun.rootfs.overlay"] = $ARGS.positional[0]' "$template"
+	app_up "$BUNDLE" "$ID"
+	guest "$ID" sh -c 'rm /gone && rm -r /old && mkdir /old && echo new >/old/new && ln /count /other'
+	wait_lines "$BUNDLE/rootfs/upper/count" 3
+	listen_b
+	run -0 migrate --dry-run "$ID" "unix://$T/b"
+	[[ $output == *"template 0"*"the same"* ]]
+	run -0 migrate --stats "$T/stats" "$ID" "unix://$T/b"
+	overlay_moved "$(bundles)/$ID"
+	[[ ! -e $(bundles)/$ID/templates && ! -e $BUNDLE ]]
+	jq -e '.rootfs_bytes < 200000' "$T/stats"
+
+	# On the way back the other side has another one under that name.
+	spawn "$T/receive-a.log" unshare --mount --propagation private -- sh -c 'mount -t tmpfs none "$1" && shift && exec "$@"' sh "$template" \
+		nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+		receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
+	wait_file "$T/a"
+	run -0 on b lazy-migrate --dry-run "$ID" "unix://$T/a"
+	[[ $output == *"template 0"*"is sent"* ]]
+	on b lazy-migrate --mode cold "$ID" "unix://$T/a"
+	[[ $(tree_sum "$template") == "$(tree_sum "$T/bundles-a/$ID/templates/0")" && ! -e $(bundles)/$ID ]]
+	[[ $(jq -r '.annotations["org.vzrun.rootfs.overlay"]' "$T/bundles-a/$ID/config.json") == templates/0 ]]
+	counts "$T/bundles-a/$ID/rootfs/upper/count"
+	[[ $(guest "$ID" sh -c 'cat /old/new; ls /gone 2>/dev/null' || true) == new ]]
+	# And once more, with the template that it brought.
+	on a lazy-migrate --mode cold "$ID" "unix://$T/b"
+	overlay_moved "$(bundles)/$ID"
+	[[ -e $(bundles)/$ID/templates/0/bin && ! -e $T/bundles-a/$ID ]]
+}
+
+# overlay_moved BUNDLE: it runs at b, with what it had changed.
+overlay_moved() {
+	[[ $(on b state "$ID" | jq -r .status) == running ]]
+	run ! on a state "$ID"
+	counts "$1/rootfs/upper/count"
+	[[ -c $1/rootfs/upper/gone && $(on b exec "$ID" sh -c 'ls /old; cat /old/new; ls /gone 2>/dev/null' </dev/null) == $'new\nnew' ]]
+	on b exec "$ID" sh -c '[ /count -ef /other ]' </dev/null
+}
+
+@test "a root on btrfs moves with its nested subvolumes" {
+	require btrfs command -v mkfs.btrfs
+	truncate -s 512M "$T/pool.img"
+	mkfs.btrfs -q "$T/pool.img"
+	mkdir "$T/pool"
+	mount -o loop "$T/pool.img" "$T/pool"
+	small_guest_on_btrfs
+	listen_b
+	run -0 migrate --dry-run "$ID" "unix://$T/b"
+	migrate "$ID" "unix://$T/b"
+	BUNDLE=$T/pool/bundle
+	runs_at b
+	[[ $(<"$(bundles)/$ID/rootfs/srv/nested/file") == kept ]]
+	wait_until 10 umount "$T/pool"
+}
+
+# small_guest_on_btrfs has its root in a subvolume, with another one in it.
+small_guest_on_btrfs() {
+	BUNDLE=$T/pool/bundle
+	mkdir "$BUNDLE"
+	btrfs -q subvolume create "$BUNDLE/rootfs"
+	cp -a "$VZRUN_BUSYBOX/." "$BUNDLE/rootfs/"
+	mkdir -p "$BUNDLE/rootfs/srv"
+	btrfs -q subvolume create "$BUNDLE/rootfs/srv/nested"
+	echo kept >"$BUNDLE/rootfs/srv/nested/file"
+	vz spec --bundle "$BUNDLE"
+	edit_config "$BUNDLE" '.process.terminal = false | .process.args = ["sh", "-c", $ARGS.positional[0]] | .root.readonly = false
+		| .linux.cgroupsPath = $ARGS.positional[1] | .mounts |= map(select(.type != "cgroup"))' \
+		'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done' "$(cgroup_of "$ID")"
+	app_up "$BUNDLE" "$ID"
+	wait_lines "$BUNDLE/rootfs/count" 3
+}
+
+@test "shared storage: no file is sent, and none removed" {
+	MODE=lazy
+	small_guest
+	listen_b
+	run -0 migrate --shared-storage --stats "$T/stats" "$ID" "unix://$T/b"
+	jq -e '.rootfs_bytes == 0 and .memory_bytes > 40000000' "$T/stats"
+	[[ $(on b state "$ID" | jq -r '.status, .bundle' | tr '\n' ' ') == "running $BUNDLE " ]]
+	run ! on a state "$ID"
+	counts "$BUNDLE/rootfs/count"
+	[[ -e $BUNDLE/config.json && ! -e $BUNDLE/migration && ! -e $BUNDLE/arrival && ! -e $(bundles)/$ID ]]
+	# And back.
+	listen_a
+	on b lazy-migrate --mode cold --shared-storage "$ID" "unix://$T/a"
+	run ! on b state "$ID"
+	has_status "$ID" running
+	counts "$BUNDLE/rootfs/count"
+	# Cut off, it is here as before, with its files.
+	cut_at before ready
+	fails 1 '' migrate --shared-storage "$ID" "unix://$T/cut"
+	has_status "$ID" running
+	counts "$BUNDLE/rootfs/count"
+	wait_until 10 nothing_shared
+}
+
+# What CRIU has logged may stay in $BUNDLE/migration, at the source.
+nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
+
+@test "there and back, again and again: nothing is lost, and nothing is left" {
+	local i moves=2
+	[[ ${VZ_FULL:-} != 1 ]] || moves=${VZ_MOVES:-10}
+	MODE=lazy
+	small_guest
+	# Where it comes back to.
+	listen_b
+	listen_a
+	migrate "$ID" "unix://$T/b"
+	for ((i = 1; i <= moves; i++)); do
+		on b lazy-migrate "$ID" "unix://$T/a"
+		migrate "$ID" "unix://$T/b"
+	done
+	BUNDLE=$T/bundles-a/$ID
+	runs_at b
+	[[ ! -e $T/bundles-a/$ID && -z $(on a list --quiet) ]]
+	[[ -z $(find "$(bundles)/.migrations" "$T/bundles-a/.migrations" -mindepth 1) ]]
+	[[ $(ls "$(bundles)/$ID") == $'config.json\nrootfs' ]]
+	on b delete --force "$ID"
+	[[ -z $(find "$VZ_ROOT/a" "$VZ_ROOT/b" -mindepth 1 -name "$ID*") ]]
+	run ! grep -E 'warning|panic|goroutine' "$T/receive.log" "$T/receive-a.log"
+}
+
+@test "services under load move there and back: nothing is lost, no connection breaks" {
+	[[ ${VZ_FULL:-} == 1 ]] || skip "takes VZ_FULL=1"
+	local name names=(postgres postgres_inside ssh python download)
+	CLIENTS=$T/clients
+	mkdir "$CLIENTS"
+	load_build
+	BUNDLE=$(services_bundle "$ID" services postgresql nginx ssh)
+	add_workloads "$BUNDLE/rootfs"
+	vz_up "$BUNDLE" "$ID" --net "bridge=br0,ip=$ADDRESS/24"
+	wait_guest "$ID"
+	listen_b
+	listen_a
+	for name in "${names[@]}"; do
+		"${name}_begin"
+	done
+	# pgbench runs from here.
+	run -0 on a lazy-migrate --keep-source "$ID" "unix://$T/b"
+	echo "$output"
+	HOST=b BUNDLE=$(bundles)/$ID
+	client_goes_on "${names[@]}"
+	run -0 on b lazy-migrate --mode cold "$ID" "unix://$T/a"
+	echo "$output"
+	HOST=a BUNDLE=$T/bundles-a/$ID
+	client_goes_on "${names[@]}"
+	wait_guest "$ID"
+	for name in "${names[@]}"; do
+		echo "$name"
+		"${name}_end"
+		"${name}_check"
+	done
 }

@@ -41,7 +41,7 @@ _vzrun_flags() {
 		--preserve-fds --cgroup --ignore-paused' ;;
 	console) echo '--escape' ;;
 	logs) echo '--follow --tail' ;;
-	events) echo '--interval --stats' ;;
+	events) echo '--interval --stats --follow' ;;
 	update) echo '--resources --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-share
 		--cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems --cpu-idle --memory
 		--memory-reservation --memory-swap --pids-limit --l3-cache-schema --mem-bw-schema' ;;

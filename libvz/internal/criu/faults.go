@@ -1,15 +1,6 @@
 package criu
 
-import (
-	"bufio"
-	"errors"
-	"io"
-	"os"
-	"path/filepath"
-	"regexp"
-	"slices"
-	"strconv"
-)
+import "slices"
 
 // FaultStats are how long tasks waited for pages that they touched before they were
 // there, in seconds: from the moment at which `criu lazy-pages` read of it to the
@@ -22,68 +13,41 @@ type FaultStats struct {
 	Max   float64 `json:"max"`
 }
 
-// Faults reads what the process has logged, after Wait; nil where nothing can be
-// read.
-func (l *LazyPages) Faults() *FaultStats {
-	f, err := os.Open(filepath.Join(l.work, LazyLog))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	waits, err := readFaults(f)
-	if err != nil {
-		return nil
-	}
-	return summarize(waits)
+// faults are those that wait, by task, and how long others did.
+type faults struct {
+	open  map[string][]fault
+	waits []float64
 }
 
-// faultLine is a line of the log, in which a fault begins, or ends: with a copy of so
-// many bytes, or of zeroes. A task is known by two numbers.
-var faultLine = regexp.MustCompile(`^\(([0-9]+\.[0-9]+)\) uffd: ([0-9]+-[0-9]+): (#PF at|uffd_copy:|zero page at) 0x([0-9a-f]+)(?:/([0-9]+))?$`)
-
-// fault is one that waits.
 type fault struct {
 	address uint64
 	since   float64
 }
 
-// readFaults returns the waits in the order in which they ended.
-func readFaults(log io.Reader) ([]float64, error) {
-	var waits []float64
-	open := map[string][]fault{}
-	lines := bufio.NewReader(log)
-	for {
-		line, err := lines.ReadSlice('\n')
-		if errors.Is(err, io.EOF) {
-			return waits, nil
-		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return nil, err
-		}
-		m := faultLine.FindSubmatch(line[:max(len(line)-1, 0)])
-		if m == nil {
-			continue
-		}
-		// The expression lets only numbers through.
-		at, _ := strconv.ParseFloat(string(m[1]), 64)
-		address, _ := strconv.ParseUint(string(m[4]), 16, 64)
-		size, _ := strconv.ParseUint(string(m[5]), 10, 64)
-		task := string(m[2])
-		switch m[3][0] {
-		case '#':
-			open[task] = append(open[task], fault{address, at})
-		case 'z':
-			open[task] = slices.DeleteFunc(open[task], func(f fault) bool { return f.address == address })
-		default:
-			open[task] = slices.DeleteFunc(open[task], func(f fault) bool {
-				served := f.address >= address && f.address-address < size
-				if served {
-					waits = append(waits, at-f.since)
-				}
-				return served
-			})
-		}
+func newFaults() faults { return faults{open: map[string][]fault{}} }
+
+func (f *faults) begin(task string, address uint64, at float64) {
+	same := func(other fault) bool { return other.address == address }
+	if slices.ContainsFunc(f.open[task], same) {
+		return // a signal has interrupted a task that waits, or another thread does, too
 	}
+	f.open[task] = append(f.open[task], fault{address, at})
+}
+
+// end ends those in so many bytes from an address.
+func (f *faults) end(task string, address, size uint64, at float64) {
+	f.open[task] = slices.DeleteFunc(f.open[task], func(one fault) bool {
+		served := one.address >= address && one.address-address < size
+		if served {
+			f.waits = append(f.waits, at-one.since)
+		}
+		return served
+	})
+}
+
+// drop forgets one.
+func (f *faults) drop(task string, address uint64) {
+	f.open[task] = slices.DeleteFunc(f.open[task], func(one fault) bool { return one.address == address })
 }
 
 // summarize computes percentiles by the nearest rank.

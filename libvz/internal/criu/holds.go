@@ -53,7 +53,8 @@ func (h *holds) add(pid uint64, fd int) {
 	h.tasks[pid] = &heldTask{fd: fd}
 }
 
-// arrived notes that pages of a task are about to be handed on.
+// arrived notes that pages of a task are about to be handed on, or that the task has
+// given them up.
 func (h *holds) arrived(pid, address, count uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -104,6 +105,17 @@ func (t *heldTask) note(address, count uint64) bool {
 		t.left--
 	}
 	return t.left == 0
+}
+
+// end lets go of a task's that CRIU is done with, where arrived has not: it says so
+// just before it closes its own.
+func (h *holds) end(pid uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if t := h.tasks[pid]; t != nil {
+		unix.Close(t.fd)
+		delete(h.tasks, pid)
+	}
 }
 
 // release lets go of all.

@@ -72,6 +72,12 @@ func TestHoldsAreLetGoWithTheLastPage(t *testing.T) {
 	if !isOpen(other) {
 		t.Error("one of which nothing is known was let go")
 	}
+	third := open()
+	h.add(14, third)
+	h.end(14)
+	if isOpen(third) {
+		t.Error("one that has ended is held")
+	}
 	h.release()
 	if isOpen(other) {
 		t.Error("one is held still")

@@ -56,6 +56,8 @@ type LazyPages struct {
 	listener *net.UnixListener
 	dir      *os.File
 	held     holds
+	logged   chan struct{} // closed when the log has been read
+	faults   *FaultStats   // valid then
 	ended    chan struct{}
 	err      error // of the process, valid when ended is closed
 }
@@ -63,7 +65,7 @@ type LazyPages struct {
 // StartLazyPages starts the process and returns when a restore with
 // RestoreOptions.Lazy and the same Work may begin.
 func StartLazyPages(ctx context.Context, o LazyOptions) (_ *LazyPages, retErr error) {
-	l := &LazyPages{work: o.Work, held: holds{images: o.Images}, ended: make(chan struct{}), fetched: make(chan struct{})}
+	l := &LazyPages{work: o.Work, held: holds{images: o.Images}, ended: make(chan struct{}), fetched: make(chan struct{}), logged: make(chan struct{})}
 	defer func() {
 		if retErr != nil {
 			l.removeSockets()
@@ -94,7 +96,23 @@ func StartLazyPages(ctx context.Context, o LazyOptions) (_ *LazyPages, retErr er
 		return nil, errors.Join(err, l.Stop())
 	}
 	go l.pass()
+	go l.readLog()
 	return l, nil
+}
+
+// readLog follows what the process says, to its end.
+func (l *LazyPages) readLog() {
+	defer close(l.logged)
+	r := &logReader{faults: newFaults(), gone: l.held.arrived, ended: l.held.end}
+	if r.followLog(filepath.Join(l.work, LazyLog), l.ended) == nil {
+		l.faults = summarize(r.faults.waits)
+	}
+}
+
+// Faults tells how tasks waited for pages, after Wait; nil where that is not known.
+func (l *LazyPages) Faults() *FaultStats {
+	<-l.logged
+	return l.faults
 }
 
 // listen makes the socket that the restore finds.
