@@ -65,9 +65,7 @@ func (h *Host) Clone(ctx context.Context, id, images string, o CloneOptions) (*C
 		return nil, nil, fail("clone", id, err)
 	}
 	stats.Restore = time.Since(begun)
-	if r.spec.Annotations[annotationGuest] != "" {
-		h.registerMachine(id, r.pid, containerUUID(r.spec), r.config.Rootfs)
-	}
+	r.settleIn(ctx, nil)
 	return r.container(), stats, nil
 }
 

@@ -377,10 +377,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 	if err := store.RemoveTree(r.bundle, arrivalFolder); err != nil {
 		h.warn(id, "%v", err)
 	}
-	if spec := r.revival.spec; spec.Annotations[annotationGuest] != "" {
-		h.watchInit(context.WithoutCancel(ctx), id, r.revival.pid, stats)
-		h.registerMachine(id, r.revival.pid, containerUUID(spec), r.revival.config.Rootfs)
-	}
+	r.revival.settleIn(context.WithoutCancel(ctx), stats)
 	return nil
 }
 

@@ -71,12 +71,7 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 		return nil, nil, fail("restore", id, err)
 	}
 	stats.Restore = time.Since(begun)
-	// It runs, and what is not well with it from here on is worth a warning,
-	// not its end.
-	if r.spec.Annotations[annotationGuest] != "" {
-		h.watchInit(ctx, id, r.pid, stats)
-		h.registerMachine(id, r.pid, containerUUID(r.spec), r.config.Rootfs)
-	}
+	r.settleIn(ctx, stats)
 	return r.container(), stats, nil
 }
 

@@ -24,27 +24,50 @@ const Starting = "starting"
 // (FUSE) can delay for as long as it likes: a caller who must not wait calls
 // Ask in a goroutine that it can leave behind.
 func Ask(ctx context.Context, pid int, uid, gid uint32) (string, error) {
+	state := Starting
+	err := talk(ctx, pid, uid, gid, func(b *bus) (err error) {
+		state, err = b.property(busPath, busIface, "SystemState")
+		return err
+	})
+	if absent(err) || errors.Is(err, unix.ECONNREFUSED) {
+		return Starting, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return state, nil
+}
+
+// Reload lets the systemd that is process pid read its units and look for its
+// services' processes anew, as `systemctl daemon-reload` does, and waits for it.
+// Arguments, rights, trust and delays are those of [Ask].
+func Reload(ctx context.Context, pid int, uid, gid uint32) error {
+	return talk(ctx, pid, uid, gid, func(b *bus) error {
+		_, err := b.call(busPath, busIface, "Reload", "")
+		return err
+	})
+}
+
+// talk connects to a systemd, once, and has a conversation that ends with ctx.
+func talk(ctx context.Context, pid int, uid, gid uint32, about func(*bus) error) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return "", ErrInitGone
+		return ErrInitGone
 	} else if err != nil {
-		return "", fmt.Errorf("pidfd of %d: %w", pid, err)
+		return fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
 	defer unix.Close(pidfd)
 	root, err := openRoot(pid)
 	if ended(pidfd) || errors.Is(err, fs.ErrNotExist) { // see WaitReady
-		return "", ErrInitGone
+		return ErrInitGone
 	} else if err != nil {
-		return "", err
+		return err
 	}
 	defer root.Close()
 	w := waiter{root: root, pidfd: pidfd, uid: uid, gid: gid}
 	conn, err := w.tryConnect()
-	switch {
-	case absent(err), errors.Is(err, unix.ECONNREFUSED):
-		return Starting, nil
-	case err != nil:
-		return "", fmt.Errorf("%s of the guest: %w", privateSocket, err)
+	if err != nil {
+		return fmt.Errorf("%s of the guest: %w", privateSocket, err)
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -52,9 +75,9 @@ func Ask(ctx context.Context, pid int, uid, gid uint32) (string, error) {
 	}
 	b, err := newBus(conn)
 	if err != nil {
-		return "", err
+		return err
 	}
-	return b.property(busPath, busIface, "SystemState")
+	return about(b)
 }
 
 // maxOSRelease bounds an os-release file; real ones have some hundred bytes.
