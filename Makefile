@@ -59,7 +59,7 @@ vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name 
 	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
 
 .PHONY: vmshort
-vmshort: ready ## A short part of vmtest: one lane, three suites (root)
+vmshort: ready ## A short part of vmtest: one lane, four suites (root)
 	VZRUN=$(CURDIR)/vzrun tests/vm/run --short
 
 .PHONY: vmpair

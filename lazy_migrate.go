@@ -23,8 +23,9 @@ func lazyMigrateCommand() *cli.Command {
 		Usage:     "move a running container to another host",
 		ArgsUsage: "<container-id> <destination>",
 		Flags: slices.Concat([]cli.Flag{
-			&cli.StringFlag{Name: "mode", Value: libvz.ModeLazy, Usage: "how memory moves: lazy or cold"},
+			&cli.StringFlag{Name: "mode", Value: libvz.ModeLazy, Usage: "how memory moves: lazy, pre-copy, hybrid or cold"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only ask the destination what is in the way"},
+			&cli.DurationFlag{Name: "frozen-budget", Usage: "for how long the guest may stand still, with --mode pre-copy or hybrid: `DURATION`, such as 300ms"},
 			&cli.StringFlag{Name: "compress", Usage: "compress what is sent: zstd"},
 			&cli.StringFlag{Name: "bandwidth", Usage: "send no more than `RATE` bytes per second, such as 50M"},
 			&cli.StringFlag{Name: "new-id", Usage: "`ID` of the container there"},
@@ -99,7 +100,7 @@ func lazyMigrate(c *cli.Context) error {
 		},
 		Mode: c.String("mode"), Target: c.Args().Get(1), NewID: c.String("new-id"), Veth: c.StringSlice("net"),
 		SharedStorage: c.Bool("shared-storage"), KeepSource: c.Bool("keep-source"), DryRun: c.Bool("dry-run"),
-		Compress: c.String("compress"), Bandwidth: bandwidth,
+		Compress: c.String("compress"), Bandwidth: bandwidth, FrozenBudget: c.Duration("frozen-budget"),
 	})
 	p.stop()
 	if err != nil {
@@ -121,16 +122,17 @@ func checkMigrateFlags(c *cli.Context) error {
 	if m := c.String("compress"); m != "" && m != libvz.CompressZstd {
 		return usage("unknown --compress %q", m)
 	}
-	switch mode := c.String("mode"); mode {
-	case libvz.ModeCold, libvz.ModeLazy:
-		return nil
-	case "pre-copy", "hybrid":
-		return &libvz.Error{
-			Op: "migrate", ID: c.Args().First(), Err: fmt.Errorf("--mode %s: %w", mode, libvz.ErrUnsupported), Hint: "use --mode lazy or cold",
+	switch mode := c.String("mode"); {
+	case mode == libvz.ModePreCopy || mode == libvz.ModeHybrid:
+		if c.IsSet("frozen-budget") && c.Duration("frozen-budget") <= 0 {
+			return usage("--frozen-budget %v is no time", c.Duration("frozen-budget"))
 		}
-	default:
+	case mode != libvz.ModeCold && mode != libvz.ModeLazy:
 		return usage("unknown --mode %q", mode)
+	case c.IsSet("frozen-budget"):
+		return usage("--frozen-budget goes with --mode pre-copy or hybrid")
 	}
+	return nil
 }
 
 // parseBandwidth understands bytes per second, with k, M or G, powers of 1024, behind
@@ -216,6 +218,9 @@ func reportMigration(c *cli.Context, stats *libvz.MigrationStats) error {
 	if !c.Bool("dry-run") {
 		fmt.Fprintf(c.App.Writer, "%s runs at %s as %s: frozen %.2f s, there after %.2f s, %.2f s in all\n",
 			stats.ID, c.Args().Get(1), stats.NewID, stats.Frozen, stats.Run, stats.Total)
+		if err := printRounds(c.App.Writer, stats); err != nil {
+			return err
+		}
 		return printMemory(c.App.Writer, stats)
 	}
 	return printChecks(c.App.Writer, stats.Check)
@@ -223,7 +228,7 @@ func reportMigration(c *cli.Context, stats *libvz.MigrationStats) error {
 
 // printMemory tells how the memory came that did not come with the guest.
 func printMemory(out io.Writer, stats *libvz.MigrationStats) error {
-	if stats.Mode != libvz.ModeLazy {
+	if stats.Mode != libvz.ModeLazy && stats.Mode != libvz.ModeHybrid {
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -235,6 +240,20 @@ func printMemory(out io.Writer, stats *libvz.MigrationStats) error {
 	if stats.LinksLost > 0 {
 		fmt.Fprintf(w, "connection lost\t%d times, for %.2f s in all\n", stats.LinksLost, stats.LinkDown)
 	}
+	return w.Flush()
+}
+
+// printRounds prints what went over before the guest was stopped, and after it.
+func printRounds(out io.Writer, stats *libvz.MigrationStats) error {
+	if len(stats.Rounds) == 0 {
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ROUND\tPAGES\tSENT\tFROZEN\tTOOK")
+	for i, r := range stats.Rounds {
+		fmt.Fprintf(w, "%d\t%d\t%s\t%.3f s\t%.2f s\n", i+1, r.Pages, units.BytesSize(float64(r.Bytes)), r.Frozen, r.Took)
+	}
+	fmt.Fprintf(w, "stopped\t%d\t%s\t%.3f s\t%.2f s\n", stats.Pages, units.BytesSize(float64(stats.Images+stats.Memory)), stats.Frozen, stats.Frozen+stats.Pull)
 	return w.Flush()
 }
 

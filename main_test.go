@@ -234,6 +234,8 @@ func TestProgressLine(t *testing.T) {
 		{libvz.Event{ID: "web", Step: "dump", Done: 5 << 20}, "web: dump 5MiB, 2 s"},
 		{libvz.Event{ID: "web", Step: "dump", Done: 5 << 20, Total: 10 << 20}, "web: dump 50% of 10MiB, 2 s"},
 		{libvz.Event{ID: "web", Step: "dump", Done: 20, Total: 10}, "web: dump 100% of 10B, 2 s"},
+		{libvz.Event{ID: "web", Step: "copying memory", Round: 1}, "web: copying memory 1, 2 s"},
+		{libvz.Event{ID: "web", Step: "copying memory", Round: 2, Pages: 1200, Total: 5 << 20}, "web: copying memory 2, 1200 pages, 2 s"},
 	} {
 		if got := progressLine(test.event, 2*time.Second); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)

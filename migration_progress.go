@@ -34,6 +34,8 @@ type progressEvent struct {
 	Step    string    `json:"step,omitempty"`
 	Done    int64     `json:"done,omitempty"`
 	Total   int64     `json:"total,omitempty"`
+	Round   int       `json:"round,omitempty"`
+	Pages   uint64    `json:"pages,omitempty"`
 	Warning string    `json:"warning,omitempty"`
 }
 
@@ -42,7 +44,7 @@ func (p *migrationProgress) onEvent(e libvz.Event) {
 		p.progress.onEvent(e)
 		return
 	}
-	line, err := json.Marshal(progressEvent{time.Now().UTC(), e.ID, e.Step, e.Done, e.Total, e.Warning})
+	line, err := json.Marshal(progressEvent{time.Now().UTC(), e.ID, e.Step, e.Done, e.Total, e.Round, e.Pages, e.Warning})
 	if err != nil {
 		return // of strings and numbers there is none
 	}

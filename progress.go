@@ -99,7 +99,14 @@ func (p *progress) stop() {
 // progressLine says what an operation is doing, in less than 80 columns.
 func progressLine(e libvz.Event, elapsed time.Duration) string {
 	line := fmt.Sprintf("%.24s: %.24s", e.ID, e.Step)
+	if e.Round > 0 {
+		line += fmt.Sprintf(" %d", e.Round)
+	}
+	if e.Pages > 0 {
+		line += fmt.Sprintf(", %d pages", e.Pages)
+	}
 	switch {
+	case e.Done == 0 && e.Round > 0: // nothing to compare
 	case e.Total > 0:
 		percent := min(100, 100*float64(e.Done)/float64(e.Total))
 		line += fmt.Sprintf(" %.0f%% of %s", percent, units.BytesSize(float64(e.Total)))

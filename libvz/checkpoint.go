@@ -296,14 +296,7 @@ func freezer(st *libcontainer.State) string {
 func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Stats, error) {
 	c.host.event(Event{ID: c.id, Step: "dumping"})
 	sealed := false
-	d.opts.Started = func(pid int) error {
-		start, err := startTime(pid)
-		if err != nil {
-			return fmt.Errorf("criu: %w", err)
-		}
-		e.Operation.Criu, e.Operation.CriuStart = pid, start
-		return e.Save()
-	}
+	d.opts.Started = noteCriu(e)
 	var waited time.Duration
 	d.opts.Stage = func(s criu.Stage) error {
 		asked := time.Now()
@@ -397,6 +390,18 @@ func (d *dumpPlan) runCriu(ctx context.Context) (measured *criu.Stats, err error
 		return err
 	})
 	return measured, err
+}
+
+// noteCriu enters the criu that works in the journal, for who has to undo it.
+func noteCriu(e *store.Entry) func(pid int) error {
+	return func(pid int) error {
+		start, err := startTime(pid)
+		if err != nil {
+			return fmt.Errorf("criu: %w", err)
+		}
+		e.Operation.Criu, e.Operation.CriuStart = pid, start
+		return e.Save()
+	}
 }
 
 // afterDump removes what is left of a container that lives on in its images.

@@ -53,7 +53,11 @@ type Event struct {
 	ID, Step string
 	// Done and Total are bytes; Total 0 = unknown.
 	Done, Total int64
-	Warning     string
+	// Round counts passes over the memory of a guest that runs, from 1, and Pages
+	// are those that had been written; 0 elsewhere and where not known yet.
+	Round   int
+	Pages   uint64
+	Warning string
 }
 
 // Host is one node's containers, below one state directory.

@@ -25,8 +25,13 @@ import (
 
 // MigrateOptions of Migrate.
 type MigrateOptions struct {
-	// Mode is ModeLazy or ModeCold; "" = ModeLazy.
+	// Mode is ModeLazy, ModePreCopy, ModeHybrid or ModeCold; "" = ModeLazy.
 	Mode string
+	// FrozenBudget is for how long the guest may stand still, in modes with rounds;
+	// 0 = nobody has said. It is an estimate that is held against it: rounds end when
+	// it can be kept. If they cannot reach it, ModePreCopy gives up before the guest
+	// is stopped, and ModeHybrid goes on with a warning.
+	FrozenBudget time.Duration
 	// Target is how the other side was dialled. It is kept where the outcome
 	// is not known, for Resolve.
 	Target string
@@ -90,6 +95,9 @@ type MigrationStats struct {
 	LinkDown  float64 `json:"link_down"`
 	Pages     uint64  `json:"pages"`
 	Tasks     int     `json:"tasks"`
+	// Rounds are those of modes pre-copy and hybrid; what was left when the guest
+	// was stopped is in Images and Pages.
+	Rounds []Round `json:"rounds,omitempty"`
 }
 
 // How the memory of a container moves.
@@ -97,6 +105,12 @@ const (
 	// ModeLazy lets the guest go on at once, and sends its memory as it is
 	// asked for, and the rest in the background.
 	ModeLazy = "lazy"
+	// ModePreCopy sends the memory while the guest runs here, and then again what
+	// it has written since; it is stopped when little is left, which is sent, too.
+	ModePreCopy = "pre-copy"
+	// ModeHybrid does likewise, but what is left when the guest is stopped comes
+	// when it runs there.
+	ModeHybrid = "hybrid"
 	// ModeCold stops the guest, sends all of it and lets it go on there.
 	ModeCold = "cold"
 )
@@ -214,8 +228,13 @@ func (m *migration) run(ctx context.Context) error {
 	if m.control, err = m.session.Control(); err != nil {
 		return err
 	}
-	if m.o.Mode == ModeLazy {
+	if isLazy(m.o.Mode) {
 		if err := m.planLazy(ctx); err != nil {
+			return err
+		}
+	}
+	if hasRounds(m.o.Mode) {
+		if err := m.planRounds(ctx); err != nil {
 			return err
 		}
 	}
@@ -235,7 +254,7 @@ func (m *migration) run(ctx context.Context) error {
 	m.plan.opts.Images, m.plan.opts.Work = images, images
 	if err := m.entry.Begin(store.Operation{
 		Name: opMigrate, Cgroups: m.plan.state.CgroupPaths, Images: images, Init: m.plan.opts.Pid, Net: netsOf(c.lc),
-		Migration: &store.Migration{Token: m.token, Target: m.o.Target, Lazy: m.o.Mode == ModeLazy},
+		Migration: &store.Migration{Token: m.token, Target: m.o.Target, Lazy: isLazy(m.o.Mode)},
 	}); err != nil {
 		return m.giveUp(err)
 	}
@@ -294,6 +313,11 @@ func (m *migration) move(ctx context.Context) error {
 			return undo(err)
 		}
 	}
+	if hasRounds(m.o.Mode) {
+		if err := m.copyRounds(ctx); err != nil {
+			return undo(err)
+		}
+	}
 	d := m.plan
 	d.handOver = func(s criu.Stage) error {
 		if m.ours = m.handOver(ctx); m.ours == nil {
@@ -341,7 +365,7 @@ func (m *migration) untilSaid(ctx context.Context) (context.Context, func()) {
 // not well from here on is worth a warning.
 func (m *migration) finish() {
 	h, id := m.c.host, m.c.id
-	if m.o.Mode == ModeLazy {
+	if isLazy(m.o.Mode) {
 		m.stats.Faults = m.awaitArrived()
 	}
 	if err := m.control.Send(wire.Done, nil); err != nil {

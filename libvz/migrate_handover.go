@@ -64,7 +64,7 @@ func (m *migration) sendAll(ctx context.Context) error {
 		}
 		files <- m.sendRootfs(ctx, true)
 	}()
-	n, err := sendImages(ctx, m.session, m.plan.opts.Images, &m.plan.manifest)
+	n, err := sendImages(ctx, m.session, m.plan.opts.Images, &m.plan.manifest, streamImages)
 	m.stats.Images = n
 	return errors.Join(err, <-files)
 }
@@ -99,7 +99,7 @@ func (m *migration) commit() error {
 	case errors.As(err, &off):
 		// It knows that nothing runs there.
 		back := ""
-		if m.o.Mode == ModeLazy {
+		if isLazy(m.o.Mode) {
 			back = stepServing
 		}
 		return errors.Join(err, m.entry.Step(back))
@@ -112,7 +112,7 @@ func (m *migration) runsThere() error {
 	m.follow.tell(MigrationEvent{Event: MigrationCommitted})
 	m.stats.Run = time.Since(m.begun).Seconds()
 	m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
-	if m.o.Mode == ModeLazy {
+	if isLazy(m.o.Mode) {
 		return m.entry.Step(stepHanded)
 	}
 	return m.entry.Step(stepCommitted)

@@ -30,8 +30,8 @@ type arrived struct {
 
 // sendImages sends the files of a checkpoint, and returns how many bytes once
 // the other side has them.
-func sendImages(ctx context.Context, s *wire.Session, dir string, m *manifest) (int64, error) {
-	stream, err := s.Open(streamImages)
+func sendImages(ctx context.Context, s *wire.Session, dir string, m *manifest, kind string, args ...string) (int64, error) {
+	stream, err := s.Open(kind, args...)
 	if err != nil {
 		return 0, err
 	}

@@ -41,7 +41,7 @@ type arrivedAll struct {
 
 // canRejoin tells whether a lost connection is to be made again.
 func (m *migration) canRejoin() bool {
-	return m.o.Mode == ModeLazy && m.o.Redial != nil && m.o.LinkTimeout > 0
+	return isLazy(m.o.Mode) && m.o.Redial != nil && m.o.LinkTimeout > 0
 }
 
 // rejoin makes a new connection in place of one that was lost, with an error that

@@ -37,6 +37,11 @@ func (h *Host) undoMigration(e *store.Entry) error {
 			return fmt.Errorf("unlock the network: %w", err)
 		}
 	}
+	if op.Images != "" {
+		if err := removeRounds(op.Images); err != nil {
+			return fmt.Errorf("discard images: %w", err)
+		}
+	}
 	if err := h.undoCheckpoint(e); err != nil {
 		return err
 	}

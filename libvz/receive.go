@@ -62,6 +62,7 @@ type reception struct {
 	committed chan struct{}
 	link      *pageLink
 	faults    *FaultStats
+	rounds    atomic.Int32 // that came
 }
 
 // answerPatience bounds the making of an answer, dataPatience the wait for the
@@ -238,7 +239,7 @@ func (r *reception) collect(ctx context.Context) error {
 func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 	var serve func() error
 	switch {
-	case s.Kind == streamPages && r.offer.Mode == ModeLazy:
+	case s.Kind == streamPages && isLazy(r.offer.Mode):
 		select {
 		case r.pages <- s:
 			return nil
@@ -247,6 +248,14 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 		}
 	case s.Kind == streamImages:
 		serve = func() error { return receiveImages(s, filepath.Join(r.bundle, arrivalFolder)) }
+	case s.Kind == streamRound:
+		n, err := r.roundOf(s.Args)
+		if err != nil {
+			s.Close()
+			return err
+		}
+		r.rounds.Store(int32(n))
+		serve = func() error { return r.receiveRound(s, n) }
 	case s.Kind == streamRootfs && !r.offer.Shared:
 		serve = func() error { return receiveRootfs(ctx, s, r.rootPlace(), s.Args) }
 	case s.Kind == streamTemplate && !r.offer.Shared:
@@ -277,7 +286,10 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	if r.offer.Shared {
 		o.cgroup = r.cgroup // config.json is the source's, too
 	}
-	if r.offer.Mode == ModeLazy {
+	if err := r.linkRounds(images); err != nil {
+		return nil, nil, err
+	}
+	if isLazy(r.offer.Mode) {
 		o.LazyPages, o.dialPages = true, r.dialPages
 	}
 	v, err := h.planRestore(ctx, r.offer.NewID, r.bundle, images, o)

@@ -39,7 +39,7 @@ func (r *reception) answer(ctx context.Context) error {
 	if o.NewID == recordsFolder {
 		return fmt.Errorf("%w: %q", ErrInvalidID, o.NewID)
 	}
-	if o.Mode != ModeCold && o.Mode != ModeLazy {
+	if o.Mode != ModeCold && !isLazy(o.Mode) && !hasRounds(o.Mode) {
 		return withHint(sameVersion, "mode %.32q: %w", o.Mode, ErrUnsupported)
 	}
 	if o.LinkTimeout < 0 || o.LinkTimeout > maxLinkTimeout.Seconds() {
@@ -182,7 +182,7 @@ func (r *reception) inspect(ctx context.Context, spec *specs.Spec) ([]Check, err
 		add("processor", "its features", map[bool]string{true: "all of them", false: "not all of them"}[err == nil], err == nil,
 			"move it to a host with the same processor or a newer one of its kind")
 	}
-	if o.Mode == ModeLazy {
+	if isLazy(o.Mode) {
 		err := unsupported(criu.CheckLazyRestore(len(spec.Linux.UIDMappings) > 0))
 		there := "supported"
 		if err != nil {
@@ -222,6 +222,9 @@ func (r *reception) inspectSpace(add adder) error {
 	}
 	// The images are on the disk for a moment, with all of the memory.
 	need := r.offer.Disk + r.offer.Memory
+	if hasRounds(r.offer.Mode) {
+		need = r.offer.Disk + roundsRoom*r.offer.Memory
+	}
 	for _, n := range r.missing {
 		need += r.offer.Layers[n].Disk
 	}

@@ -124,8 +124,9 @@ cut_at() {
 
 # small_guest runs a guest that counts into a file and is quick to move.
 small_guest() {
-	if [[ ${MODE:-cold} == lazy ]]; then
-		BUNDLE=$(app_bundle "$ID" /memory 48 /count) # which looks after its memory
+	if [[ ${MODE:-cold} != cold ]]; then
+		# It looks after its memory.
+		BUNDLE=$(app_bundle "$ID" /memory 48 /count ${CHANGED:+"$CHANGED"})
 		cp "$MEMORY" "$BUNDLE/rootfs/memory"
 	else
 		BUNDLE=$(app_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done')
@@ -158,8 +159,9 @@ migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 
 ### The proof
 
-@test "a Debian moves with its address and an open TCP connection" {
-	local guest fifo=$T/talk.in
+# with_client boots a Debian with an address and an open connection, as guest=BUNDLE.
+with_client() {
+	local fifo=$T/talk.in
 	guest=$(debian_bundle "$ID" --net "bridge=br0,ip=$ADDRESS/24")
 	cp "$guest/rootfs/usr/local/bin/vzguest" "$T/vzguest"
 	vz_up "$guest" "$ID"
@@ -173,7 +175,20 @@ migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 	exec {TALK}>"$fifo"
 	wait_line "$T/talk" '^connected$'
 	wait_counter "$guest/rootfs"
+}
 
+# client_ends: its connection was open all the while.
+client_ends() {
+	exec {TALK}>&-
+	wait "$TALKER"
+	cat "$T/talk"
+	grep -q '^lines=' "$T/talk"
+	[[ $(in_net lan curl -fsS --max-time "$(slow 20)" "http://$ADDRESS/") == *"vzrun test page"* ]]
+}
+
+@test "a Debian moves with its address and an open TCP connection" {
+	local guest
+	with_client
 	run -0 migrate --dry-run "$ID" "unix://$T/b"
 	[[ $output == *processor* && $output == *addresses* ]]
 	has_status "$ID" running
@@ -195,11 +210,7 @@ migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
 	vz ready --timeout 60s "$ID"
 	wait_counter "$T/bundles-a/$ID/rootfs"
 	verify_counter "$T/bundles-a/$ID/rootfs"
-	exec {TALK}>&-
-	wait "$TALKER"
-	cat "$T/talk"
-	grep -q '^lines=' "$T/talk"
-	[[ $(in_net lan curl -fsS --max-time 20 "http://$ADDRESS/") == *"vzrun test page"* ]]
+	client_ends
 	jq -e '.frozen > 0 and .run >= .frozen and .total >= .run and .images_bytes > 100000 and .rootfs_bytes > 1000000' "$T/stats"
 	# Neither side keeps anything of the moves but a source that was to.
 	[[ ! -e $guest/migration && -e $guest/rootfs && ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/arrival ]]
@@ -785,4 +796,146 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 		"${name}_end"
 		"${name}_check"
 	done
+}
+
+### Rounds: memory is sent while the guest runs, by the kernel's account of what it writes
+
+tracks_memory() { "$VZRUN" doctor --format json | jq -e '.[] | select(.name == "soft-dirty").state == "ok"'; }
+
+# no_round_at_a: nothing of rounds is left at the source, whose bundle is there.
+no_round_at_a() { [[ -z $(find "$BUNDLE/migration" -name 'round-*' -o -name '*.img' -o -name parent 2>/dev/null) ]]; }
+
+# bats test_tags=rounds
+@test "rounds: without a kernel that tracks memory nothing is touched" {
+	! tracks_memory >/dev/null || skip 'this kernel tracks changes of memory'
+	small_guest
+	listen_b
+	local mode
+	for mode in pre-copy hybrid; do
+		fails 5 'does not track changes of memory' migrate --mode "$mode" "$ID" "unix://$T/b"
+		[[ $stderr == *"--mode lazy or cold"* ]]
+		fails 5 'does not track changes of memory' migrate --mode "$mode" --dry-run "$ID" "unix://$T/b"
+	done
+	fails 2 '--frozen-budget' migrate --mode pre-copy --frozen-budget 0s "$ID" "unix://$T/b"
+	fails 2 '--frozen-budget' migrate --mode cold --frozen-budget 1s "$ID" "unix://$T/b"
+	runs_at a
+	nothing_at_b
+	[[ ! -e $BUNDLE/migration ]]
+}
+
+# moves_in_rounds: a guest of 12288 pages, 1024 of which it writes again and again.
+moves_in_rounds() {
+	listen_b
+	CHANGED=4 small_guest
+	run -0 migrate --progress json --stats "$T/stats" "$ID" "unix://$T/b"
+	jq 'del(.checks)' "$T/stats"
+	[[ $output == *'"step":"copying memory"'*'"round":1,"pages":'* ]]
+	runs_at b
+	jq -e '(.rounds | length) > 1 and .rounds[0].pages > 12288 and .rounds[0].bytes > 48000000
+		and .rounds[-1].pages * 5 < .rounds[0].pages and .images_bytes < 10000000
+		and all(.rounds[]; .frozen > 0 and .took > .frozen)' "$T/stats"
+	[[ ! -e $BUNDLE/migration && ! -e $(bundles)/$ID/arrival ]]
+}
+
+# bats test_tags=rounds
+@test "rounds: most of the memory goes while the guest runs here" {
+	lacks 'a kernel that tracks changes of memory' tracks_memory
+	MODE=pre-copy moves_in_rounds
+	jq -e '.memory_bytes == 0' "$T/stats"
+}
+
+# bats test_tags=rounds, short
+@test "rounds: most of the memory goes while the guest runs here, the rest when it runs there" {
+	lacks 'a kernel that tracks changes of memory' tracks_memory
+	MODE=hybrid moves_in_rounds
+	jq -e '.memory_bytes > 0' "$T/stats"
+}
+
+# bats test_tags=rounds
+@test "rounds: the budget decides, before the guest is stopped" {
+	lacks 'a kernel that tracks changes of memory' tracks_memory
+	listen_b
+	MODE=pre-copy
+	small_guest
+	fails 1 'would stand still for' migrate --frozen-budget 1ms "$ID" "unix://$T/b"
+	runs_at a
+	wait_until 10 nothing_at_b
+	no_round_at_a
+	# The same guest later, with another mode: nothing leads to rounds that are gone.
+	run -0 migrate --mode hybrid --frozen-budget 1ms --stats "$T/stats" "$ID" "unix://$T/b"
+	[[ $output == *"may stand still for longer"* && $output == *ROUND*stopped* ]]
+	runs_at b
+	start_over
+	small_guest
+	run -0 migrate --compress zstd --frozen-budget 1h --stats "$T/stats" "$ID" "unix://$T/b"
+	jq -e '(.rounds | length) == 1 and .sent_bytes < .rounds[0].bytes' "$T/stats"
+	runs_at b
+	# To a host whose kernel tracks memory or not, as the one here.
+	run -0 on b lazy-migrate --mode lazy --dry-run --new-id back "$ID" "unix://$T/b"
+}
+
+# bats test_tags=rounds
+@test "rounds: whatever ends them, the guest runs on and nothing is left" {
+	lacks 'a kernel that tracks changes of memory' tracks_memory
+	local w
+	MODE=pre-copy
+	listen_b
+	LISTENER=$SPAWNED
+	for w in a b; do
+		echo "$w is killed in a round"
+		small_guest
+		spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+			lazy-migrate --mode hybrid --bandwidth 2M "$ID" "unix://$T/b"
+		MOVER=$SPAWNED
+		wait_file "$(bundles)/$ID/arrival/round-1"
+		if [[ $w == a ]]; then
+			kill -KILL "$MOVER"
+		else
+			kill -KILL "$(pgrep -P "$LISTENER")"
+		fi
+		wait_exit "$MOVER"
+		runs_at a
+		no_round_at_a
+		wait_until 10 nothing_at_b
+		# What the killed one left is seen to by the next.
+		run -0 migrate --mode hybrid "$ID" "unix://$T/b"
+		runs_at b
+		start_over
+	done
+	for w in "before ready" "before commit"; do
+		echo "cut $w"
+		small_guest
+		# shellcheck disable=SC2086 # two words
+		cut_at $w
+		run migrate "$ID" "unix://$T/cut"
+		((status == 1)) || settled
+		runs_at a
+		no_round_at_a
+		wait_until 10 nothing_at_b
+		start_over
+	done
+}
+
+# bats test_tags=rounds
+@test "rounds: a Debian moves with an open connection, there and back" {
+	lacks 'a kernel that tracks changes of memory' tracks_memory
+	local guest
+	with_client
+	run -0 migrate --mode pre-copy --stats "$T/stats" "$ID" "unix://$T/b"
+	echo "$output"
+	jq 'del(.checks)' "$T/stats"
+	on b ready --timeout "${VZ_PATIENCE}s" "$ID"
+	wait_counter "$(bundles)/$ID/rootfs"
+	verify_counter "$(bundles)/$ID/rootfs"
+	# The rounds had most of it.
+	jq -e '.rounds[0].pages > 2 * .pages' "$T/stats"
+	run -0 on b lazy-migrate --mode hybrid --stats "$T/back" "$ID" "unix://$T/a"
+	echo "$output"
+	jq 'del(.checks)' "$T/back"
+	vz ready --timeout "${VZ_PATIENCE}s" "$ID"
+	wait_counter "$T/bundles-a/$ID/rootfs"
+	verify_counter "$T/bundles-a/$ID/rootfs"
+	client_ends
+	[[ ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/arrival ]]
+	[[ -z $(on b list --quiet) ]]
 }

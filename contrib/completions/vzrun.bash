@@ -13,7 +13,7 @@ _vzrun_valued=' --root --id-record --log --log-format --criu --rootless --bundle
  --interval --escape --tail -n --output -o --sort -s --iterations --delay
  --machine-id --dns --hosts --lxcfs --net --clone-of --page-server --status-fd --empty-ns
  --lsm-profile --lsm-mount-context
- --mode --link-timeout --compress --bandwidth --new-id --decide --progress --stats --ssh --remote-command --tls-cert --tls-key
+ --mode --frozen-budget --link-timeout --compress --bandwidth --new-id --decide --progress --stats --ssh --remote-command --tls-cert --tls-key
  --tls-ca --listen --bundles --cgroup-parent --allow
  --export --export-format --compression-level --encrypt-to --import --identity '
 _vzrun_valued=${_vzrun_valued//$'\n'/ }
@@ -33,7 +33,7 @@ _vzrun_flags() {
 		--clone-of --hostname --machine-id --net --share-memory --lsm-profile --lsm-mount-context" ;;
 	checkpoint) echo "$images --parent-path --leave-running --link-remap --pre-dump --check --end-sessions --format --lazy-pages --page-server --status-fd --tcp-skip-in-flight
 		--export --export-format --compression-level --with-rootfs --encrypt-to" ;;
-	lazy-migrate) echo '--mode --link-timeout --compress --bandwidth --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
+	lazy-migrate) echo '--mode --frozen-budget --link-timeout --compress --bandwidth --dry-run --new-id --net --shared-storage --keep-source --resolve --decide
 		--progress --stats --ssh --remote-command --tls-cert --tls-key --tls-ca' ;;
 	receive) echo '--listen --bundles --cgroup-parent --tls --allow --tls-cert --tls-key --tls-ca' ;;
 	exec) echo '--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids
@@ -76,7 +76,7 @@ _vzrun_value() {
 		[[ $verb == ready ]] && plain=text
 		mapfile -t COMPREPLY < <(compgen -W "$plain json" -- "$current")
 		;;
-	--mode) mapfile -t COMPREPLY < <(compgen -W 'lazy cold' -- "$current") ;;
+	--mode) mapfile -t COMPREPLY < <(compgen -W 'lazy pre-copy hybrid cold' -- "$current") ;;
 	--compress) mapfile -t COMPREPLY < <(compgen -W 'zstd' -- "$current") ;;
 	--decide) mapfile -t COMPREPLY < <(compgen -W 'here there' -- "$current") ;;
 	--progress) mapfile -t COMPREPLY < <(compgen -W 'auto json' -- "$current") ;;

@@ -20,6 +20,10 @@ const (
 	RestoreLog = "restore.log"
 )
 
+// ParentLink is the symbolic link by which CRIU finds what images build on, in their
+// directory.
+const ParentLink = "parent"
+
 // attempts is how often a dump that lost a race is tried in all. Each attempt
 // freezes the guest for a few hundred milliseconds; when the race was seen, the
 // next attempt won it every time.

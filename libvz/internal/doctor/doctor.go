@@ -64,7 +64,7 @@ func abilities() []ability {
 		{"nftables", true, "CRIU cannot lock the network of a container while it is saved; vzrun does not filter", "load the module nf_tables"},
 		{"criu", true, "no checkpoint, restore or clone", "install CRIU 4.2 or newer (contrib/bootstrap --runtime does), or name one with --criu"},
 		{"criu check", true, "CRIU cannot work with this kernel", "run `criu check` to see what it misses; use a kernel with CONFIG_CHECKPOINT_RESTORE"},
-		{"soft-dirty", false, "no pre-dumps and incremental checkpoints (--pre-dump, --parent-path)", "use a kernel with CONFIG_MEM_SOFT_DIRTY; else take whole checkpoints"},
+		{"soft-dirty", false, "no pre-dumps and incremental checkpoints (--pre-dump, --parent-path), no lazy-migrate --mode pre-copy or hybrid", "use a kernel with CONFIG_MEM_SOFT_DIRTY; else take whole checkpoints"},
 		{"userfaultfd", false, "no restore that brings memory when it is asked for (lazy pages)", "set vm.unprivileged_userfaultfd=1, or provide /dev/userfaultfd"},
 		{"pipe size", false, "lazy pages fail, and dumps of much memory are slower", "set fs.pipe-max-size to 4194304 or more, or grant CAP_SYS_RESOURCE"},
 		{"/run", false, "what is there outlives a reboot, and the state of containers must not; CRIU used by itself looks at the kernel anew each time", "mount a tmpfs at /run"},

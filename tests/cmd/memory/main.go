@@ -1,5 +1,5 @@
-// memory MIB LOG fills memory, and then verifies all of it and changes part of it
-// in rounds: a line in LOG for each, or the end with 3 at the first page that is
+// memory MIB LOG [CHANGED] fills memory, and then verifies all of it and changes part
+// of it, of the first CHANGED MiB if that is given, in rounds: a line in LOG for each, or the end with 3 at the first page that is
 // not as it was left. What a restore loses or takes from elsewhere shows here.
 package main
 
@@ -25,12 +25,18 @@ func main() {
 }
 
 func run() error {
-	if len(os.Args) != 3 {
-		return fmt.Errorf("usage: memory MIB LOG")
+	if len(os.Args) != 3 && len(os.Args) != 4 {
+		return fmt.Errorf("usage: memory MIB LOG [CHANGED]")
 	}
 	mib, err := strconv.Atoi(os.Args[1])
 	if err != nil {
 		return err
+	}
+	changed := mib
+	if len(os.Args) == 4 {
+		if changed, err = strconv.Atoi(os.Args[3]); err != nil {
+			return err
+		}
 	}
 	log, err := os.OpenFile(os.Args[2], os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
@@ -54,7 +60,7 @@ func run() error {
 				fmt.Fprintf(log, "bad page %d in round %d\n", i, round)
 				return fmt.Errorf("page %d is not of round %d", i, written)
 			}
-			if uint64(i)%7 == round%7 {
+			if i < changed<<20/page && uint64(i)%7 == round%7 {
 				rounds[i] = round
 				fill(mem, i, round)
 			}
