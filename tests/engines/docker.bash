@@ -130,7 +130,7 @@ stop_daemon() {
 
 no_runtime_state() {
 	local left
-	left=$(find "$DOCKER_RUN"/exec/runtime-*/moby -mindepth 1 ! -path '*/moby/@' ! -path '*/moby/@/seccomp*' 2>/dev/null) || true
+	left=$(find "$DOCKER_RUN"/exec/runtime-*/moby -mindepth 1 ! -path '*/moby/@' ! -path '*/moby/@/seccomp*' ! -path '*/moby/@/criu*' 2>/dev/null) || true
 	[[ -z $left ]] || {
 		printf 'the runtime has kept state of deleted containers:\n%s\n' "$left"
 		return 1
