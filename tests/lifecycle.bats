@@ -311,12 +311,20 @@ foreground_again() { edit_config "$BUNDLE" '.process.args = $ARGS.positional' "$
 @test "a container begins with no signal ignored, whoever starts vzrun" {
 	# As shells do for what is in the background of a script, and nohup.
 	deaf() { sh -c 'trap "" HUP INT; exec "$@"' sh "$VZRUN" --root "$VZ_ROOT" "$@"; }
+	# hears reads a SigIgn line. 32 and 33 are the C library's own: its posix_spawn(3),
+	# which make uses, leaves them ignored.
+	hears() {
+		local name mask
+		read -r name mask
+		echo "$name $mask"
+		[[ $name == SigIgn: ]] && ! ((0x$mask & 0x7fffffff))
+	}
 	BUNDLE=$(busybox_bundle "$ID" grep SigIgn /proc/self/status)
-	[[ $(deaf run --bundle "$BUNDLE" "$ID" </dev/null) == SigIgn:*0000000000000000 ]]
+	deaf run --bundle "$BUNDLE" "$ID" </dev/null | hears
 	edit_config "$BUNDLE" '.process.args = ["sleep", "1000"]'
 	deaf run --detach --bundle "$BUNDLE" "$ID" </dev/null >"$VZ_TMP/out" 2>&1 3>&-
-	[[ $(deaf exec "$ID" grep SigIgn /proc/self/status </dev/null) == SigIgn:*0000000000000000 ]]
-	grep -qx 'SigIgn:.0000000000000000' "/proc/$(pid_of "$ID")/status"
+	deaf exec "$ID" grep SigIgn /proc/self/status </dev/null | hears
+	grep SigIgn "/proc/$(pid_of "$ID")/status" | hears
 }
 
 @test "run forwards signals to the container" {
