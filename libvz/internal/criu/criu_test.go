@@ -68,6 +68,17 @@ func TestExplain(t *testing.T) {
 				"(00.2) Error (criu/proc_parse.c:2107): error parsing [inotify wd:1 ino:2 sdev:26 mask:2]\n",
 			cause: "a cgroup file vanished", retry: true, firstOfLine: "(proc_parse.c",
 		},
+		"a watched cgroup is gone": {
+			log: "(00.2) fsnotify: \t\tTrying via mntid 208 root / ns_mountpoint @./sys/fs/cgroup (12)\n" +
+				"(00.2) Warn  (criu/fsnotify.c:281): fsnotify: \tHandle 0x1b:0x1fb9 cannot be opened\n" +
+				"(00.2) Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle\n",
+			cause: "a cgroup was removed", retry: true, firstOfLine: "(fsnotify.c:284)",
+		},
+		"a watched file of an overlay": {
+			log: "(00.2) fsnotify: \t\tTrying via mntid 208 root / ns_mountpoint @./ (12)\n" +
+				"(00.2) Error (criu/fsnotify.c:284): fsnotify: \tCan't dump that handle\n",
+			cause: "a program watches a file that has no lasting handle", firstOfLine: "(fsnotify.c:284)",
+		},
 		"missing image": {
 			log:   "(00.00)      1: Error (criu/image.c:500): Unable to open core-17.img: No such file or directory\n",
 			cause: "image file core-17.img is missing", pid: 1, firstOfLine: "1: (image.c",

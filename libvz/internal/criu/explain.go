@@ -68,11 +68,13 @@ func symptoms() []symptom {
 	waiting := s(`Found a closed in-flight socket|Non-empty write queue on an in-flight socket`, "a unix connection waits to be accepted", "try again")
 	passed := s(`Control messages in queue`, "a descriptor or credentials are on their way through a unix socket", "try again")
 	spawning := s(`Unseizable non-zombie \d+ found, state D|No NS ID with kid`, "a task is starting another this moment", "try again")
+	gone := s(`Can't dump that handle, through \./sys/fs/cgroup`, "a cgroup was removed, and who watches it has not heard yet", "try again")
+	gone.retry = true
 	race.retry, waiting.retry, passed.retry, spawning.retry = true, true, true, true
 	tracking := s(`Tracking memory is not available`, "this kernel does not track changes of memory (CONFIG_MEM_SOFT_DIRTY)", "take a whole checkpoint, without --pre-dump and --parent-path, or one with --lazy-pages, which moves the memory last")
 	tracking.unsupported = true
 	return []symptom{
-		race, waiting, passed, spawning, tracking,
+		race, waiting, passed, spawning, gone, tracking,
 		s(`Can't dump nested (\w+) namespace`, "a task has a $1 namespace of its own, which CRIU cannot save",
 			"turn off the setting of that unit that makes it (ProtectHostname=, PrivateIPC=, PrivatePIDs=, PrivateUsers=), or stop the unit"),
 		s(`io_uring|send_fds failed \(-22\)`, "a task uses io_uring, which CRIU cannot save", "start the guest with the seccomp profile of `vzrun spec --system` and without the feature io_uring, or turn io_uring off in that program"),
@@ -131,6 +133,7 @@ var (
 	logPrefix = pattern(`^\(\d+\.\d+\)\s*`)
 	taskPid   = pattern(`^\s*(\d+): `)
 	namedPid  = pattern(`(?:pid[ =:] ?|pid_real |task )(\d+)`)
+	tried     = pattern(`Trying via mntid \d+ .* ns_mountpoint @(\S+)`)
 	// harmless are errors that CRIU logs and then does without: raising its
 	// own limit where CAP_SYS_RESOURCE is missing.
 	harmless = pattern(`Can't setup RLIMIT_NOFILE for self`)
@@ -142,18 +145,27 @@ func pattern(expr string) func() *regexp.Regexp {
 }
 
 // errorLines returns the first lines that CRIU logged as errors: the first
-// names the cause, later ones its consequences.
+// names the cause, later ones its consequences. One of a watched file gets the
+// mount through which CRIU looked for that last, which no error says.
 func errorLines(r io.Reader) []string {
 	var lines []string
+	through := ""
 	sc := bufio.NewScanner(r)
 	sc.Buffer(make([]byte, 64<<10), 1<<20)
 	for sc.Scan() && len(lines) < maxErrorLines {
 		line := sc.Text()
+		if m := tried().FindStringSubmatch(line); m != nil {
+			through = ", through " + m[1]
+		}
 		if !strings.Contains(line, "Error (") || harmless().MatchString(line) {
 			continue
 		}
 		line = strings.TrimSpace(logPrefix().ReplaceAllString(line, ""))
-		lines = append(lines, strings.Replace(line, "Error (criu/", "(", 1))
+		line = strings.Replace(line, "Error (criu/", "(", 1)
+		if strings.HasSuffix(line, "Can't dump that handle") {
+			line += through
+		}
+		lines = append(lines, line)
 	}
 	return lines
 }
