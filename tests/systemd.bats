@@ -154,6 +154,12 @@ unit_runs() {
 	verify_counter "$BUNDLE/rootfs"
 	fails 1 'does not exist' vz state "$ID"
 	[[ $(systemctl show --property ActiveState --value "$SCOPE") == inactive ]]
+	# A poweroff from inside ends the unit, and it stays so.
+	systemctl start "$UNIT"
+	wait_until "$VZ_PATIENCE" unit_runs
+	guest "$ID" systemctl poweroff || true
+	wait_until "$VZ_PATIENCE" eval '[[ $(systemctl show --property ActiveState --value "$UNIT") == inactive ]]'
+	[[ $(systemctl show --property Result --value "$UNIT") == success ]]
 	rm "$units/${UNIT%@*}@.service"
 	systemctl daemon-reload
 }
