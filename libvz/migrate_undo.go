@@ -94,6 +94,9 @@ func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
 		if err := record.write(r); err != nil {
 			return err
 		}
+		if err := store.RemoveTree(op.Migration.Bundle, arrivalFolder); err != nil {
+			h.warn(e.ID, "%v", err)
+		}
 		return h.keepRestored(ctx, e)
 	}
 	r.State = recordAborted

@@ -369,7 +369,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		return err
 	}
 	if c.arrival == nil {
-		if err := r.entry.End(); err != nil {
+		if err := errors.Join(store.RemoveTree(r.bundle, arrivalFolder), r.entry.End()); err != nil {
 			h.warn(id, "%v", err)
 		}
 	}
@@ -386,9 +386,6 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		}
 	}
 	r.session.Close()
-	if err := store.RemoveTree(r.bundle, arrivalFolder); err != nil {
-		h.warn(id, "%v", err)
-	}
 	r.revival.settleIn(context.WithoutCancel(ctx), stats)
 	return nil
 }

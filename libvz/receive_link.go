@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
 
@@ -193,19 +194,23 @@ func (r *reception) awaitMemory(c *Container) error {
 	if c.arrival == nil {
 		return nil
 	}
-	defer r.link.close(filepath.Join(r.host.opts.Root, c.id))
+	defer r.link.listener.Close()
+	// All that has a name is removed here, under the container's lock: afterwards
+	// what has it may be another one's, which has come since.
 	var noted error
 	c.arrival.note = func(arrived bool) {
-		state := recordLost
-		if arrived {
-			state = recordRunning
-		}
+		r.link.close(filepath.Join(r.host.opts.Root, c.id))
 		r.faults = c.arrival.lazy.Faults()
-		noted = r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: state, Faults: r.faults})
+		m := &migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordLost, Faults: r.faults}
+		if arrived {
+			m.State = recordRunning
+			noted = errors.Join(r.record.write(m), store.RemoveTree(r.bundle, arrivalFolder))
+		} else {
+			noted = errors.Join(r.record.write(m), dropBundle(r.bundle, r.offer.Shared))
+		}
 	}
-	err := c.AwaitMemory(context.Background())
-	if err != nil {
-		return errors.Join(err, noted, dropBundle(r.bundle, r.offer.Shared))
+	if err := c.AwaitMemory(context.Background()); err != nil {
+		return errors.Join(err, noted)
 	}
 	if noted != nil {
 		r.host.warn(c.id, "%v", noted)
