@@ -279,7 +279,11 @@ func (h *Host) planCloneDNS(id string, spec *specs.Spec, cl *cloning, o CloneOpt
 	if err := checkDNS(spec, wanted); err != nil {
 		return err
 	}
-	cl.dns, err = h.dnsOf(id, spec)
+	nets, err := parseNets(spec.Annotations[annotationNet])
+	if err != nil {
+		return err
+	}
+	cl.dns, err = h.dnsOf(id, spec, nets)
 	return err
 }
 

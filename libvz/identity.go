@@ -65,7 +65,7 @@ func checkDNS(spec *specs.Spec, nets []vnet.Net) error {
 // init runs. The files in /run are in its memory; those in /etc, which it gets
 // only if somebody asked for them, on its disk.
 func (n *nascent) identify(pid, uid, gid int) error {
-	dns, err := n.host.dnsOf(n.id, n.spec)
+	dns, err := n.resolver()
 	if err != nil {
 		return err
 	}
@@ -114,13 +114,53 @@ func (n *nascent) hostsFile(pid int) ([]guest.File, error) {
 	return hosts.File(name, onHost), nil
 }
 
-// dnsOf is how a guest resolves names: servers of its interfaces come first.
-func (h *Host) dnsOf(id string, spec *specs.Spec) (guest.DNS, error) {
-	dns, err := guest.ParseDNS(spec.Annotations[guest.AnnotationDNS])
+// resolver is how the guest resolves names: as its annotations say, and the networks
+// that it is in by now.
+func (n *nascent) resolver() (guest.DNS, error) {
+	nets, err := parseNets(n.spec.Annotations[annotationNet])
 	if err != nil {
-		return dns, err
+		return guest.DNS{}, err
 	}
-	nets, err := parseNets(spec.Annotations[annotationNet])
+	networks, err := n.networksDNS(nets)
+	if err != nil {
+		return guest.DNS{}, err
+	}
+	dns, err := n.host.dnsOf(n.id, n.spec, nets)
+	if err == nil && len(dns.Search) == 0 && len(dns.Options) == 0 {
+		dns.Search, dns.Options = networks.Search, networks.Options
+	}
+	return dns, err
+}
+
+// networksDNS returns what CNI networks have said of names, and gives the servers to
+// their interfaces. One with servers of its own has no need of it, and a guest that
+// is to have none is left alone.
+func (n *nascent) networksDNS(nets []vnet.Net) (guest.DNS, error) {
+	var all guest.DNS
+	if n.spec.Annotations[guest.AnnotationDNS] == guest.NoDNS {
+		return all, nil
+	}
+	for _, a := range n.host.attachments(n.id, nets) {
+		of := slices.IndexFunc(nets, func(net vnet.Net) bool { return net.Name == a.IfName })
+		if len(nets[of].DNS) > 0 {
+			continue
+		}
+		servers, search, options, err := a.DNS()
+		if err != nil {
+			return all, fmt.Errorf("name servers of network %s: %w", a.Network, err)
+		}
+		given := guest.GivenDNS(servers, search, options)
+		nets[of].DNS = given.Servers
+		all.Servers = append(all.Servers, given.Servers...)
+		all.Search = append(all.Search, given.Search...)
+		all.Options = append(all.Options, given.Options...)
+	}
+	return all, nil
+}
+
+// dnsOf is how a guest with these interfaces resolves names: their servers come first.
+func (h *Host) dnsOf(id string, spec *specs.Spec, nets []vnet.Net) (guest.DNS, error) {
+	dns, err := guest.ParseDNS(spec.Annotations[guest.AnnotationDNS])
 	if err != nil {
 		return dns, err
 	}

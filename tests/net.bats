@@ -472,6 +472,39 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	assert_nothing_left
 }
 
+@test "a CNI network's name servers are the guest's, unless others are named" {
+	local bundle said=$'nameserver 10.1.0.7\nsearch pods.example\noptions ndots:3'
+	cni_network
+	# A resolver of the host's own, as host-local copies it from there, is no use.
+	mkdir "$VZ_TMP/plugins"
+	cat >"$VZ_TMP/plugins/names" <<-'EOF'
+		#!/bin/sh
+		[ "$CNI_COMMAND" = ADD ] || exit 0
+		jq '.prevResult + {dns: {nameservers: ["127.0.0.53", "10.1.0.7", "bad"], domain: "pods.example", options: ["ndots:3"]}}'
+	EOF
+	chmod +x "$VZ_TMP/plugins/names"
+	CNI_PATH+=:$VZ_TMP/plugins
+	jq '.plugins += [{type: "names"}]' "$NETCONFPATH/10-pods.conflist" >"$NETCONFPATH/new"
+	mv "$NETCONFPATH/new" "$NETCONFPATH/10-pods.conflist"
+	bundle=$(debian_bundle "$ID")
+	cp "$bundle/rootfs/etc/resolv.conf" "$VZ_TMP/untouched"
+	names() {
+		app_create "$bundle" "$ID" "$@"
+		vz delete --force "$ID"
+		grep -v '^#' "$bundle/rootfs/etc/resolv.conf"
+	}
+	# The network says it, the interface, the network and the container.
+	[[ $(names --net cni=pods) == "$said" ]]
+	[[ $(names --net cni=pods,dns=10.1.0.8) == 'nameserver 10.1.0.8' ]]
+	edit_config "$bundle" '.annotations["org.vzrun.dns"] = "192.0.2.1,search=vz.example"'
+	[[ $(names --net cni=pods) == $'nameserver 10.1.0.7\nnameserver 192.0.2.1\nsearch vz.example' ]]
+	edit_config "$bundle" '.annotations["org.vzrun.dns"] = "none"'
+	cp "$VZ_TMP/untouched" "$bundle/rootfs/etc/resolv.conf"
+	names --net cni=pods || true
+	cmp "$VZ_TMP/untouched" "$bundle/rootfs/etc/resolv.conf"
+	assert_nothing_left
+}
+
 ### A whole system
 
 @test "a Debian has its network from the first moment, and keeps it across a checkpoint" {

@@ -169,6 +169,30 @@ func addresses(result *types100.Result) []netip.Prefix {
 
 // Addresses returns what the network gave when it was added.
 func (a Attachment) Addresses() ([]netip.Prefix, error) {
+	result, err := a.given()
+	if err != nil || result == nil {
+		return nil, err
+	}
+	return addresses(result), nil
+}
+
+// DNS returns how names are to be resolved, as the network said when it was added:
+// as plugins wrote it (SPEC.md, "ADD Success"), unchecked.
+func (a Attachment) DNS() (servers, search, options []string, err error) {
+	result, err := a.given()
+	if err != nil || result == nil {
+		return nil, nil, nil, err
+	}
+	d := result.DNS
+	search = d.Search
+	if len(search) == 0 && d.Domain != "" {
+		search = []string{d.Domain} // resolv.conf(5) knows one or the other
+	}
+	return d.Nameservers, search, d.Options, nil
+}
+
+// given is what Add was answered; nil where it was not.
+func (a Attachment) given() (*types100.Result, error) {
 	_, plugins := folders()
 	cni := libcni.NewCNIConfigWithCacheDir(plugins, a.CacheDir, nil)
 	list := &libcni.NetworkConfigList{Name: a.Network, CNIVersion: types100.ImplementedSpecVersion}
@@ -176,11 +200,7 @@ func (a Attachment) Addresses() ([]netip.Prefix, error) {
 	if err != nil || given == nil {
 		return nil, err
 	}
-	result, err := types100.GetResult(given)
-	if err != nil {
-		return nil, err
-	}
-	return addresses(result), nil
+	return types100.GetResult(given)
 }
 
 // Del takes away what Add, perhaps one that was interrupted, did on the host.

@@ -2,6 +2,7 @@ package cninet
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,7 +22,7 @@ if [ -e "$(dirname "$0")/broken" ]; then
 fi
 ip=10.3.0.9
 case $CNI_ARGS in *IP=*) [ -e "$(dirname "$0")/stubborn" ] || ip=${CNI_ARGS##*IP=} ip=${ip%%[;,]*} ;; esac
-echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/x", "mac": "02:00:00:00:00:05"}], "ips": [{"address": "'"$ip"'/24"}]}'
+echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/x", "mac": "02:00:00:00:00:05"}], "ips": [{"address": "'"$ip"'/24"}]'"$(cat "$(dirname "$0")/dns" 2>/dev/null)"'}'
 `
 
 func newNetwork(t *testing.T) (dir string, a Attachment) {
@@ -126,6 +127,36 @@ func TestAddressesOfNone(t *testing.T) {
 	_, a := newNetwork(t)
 	if ips, err := a.Addresses(); err != nil || ips != nil {
 		t.Errorf("%v, %v", ips, err)
+	}
+}
+
+func TestDNS(t *testing.T) {
+	for _, tt := range []struct{ name, says, servers, search, options string }{
+		{"none", "", "[]", "[]", "[]"},
+		{"all", `"nameservers": ["10.3.0.1", "fd00::1"], "domain": "a.example", "search": ["b.example", "c.example"], "options": ["ndots:2"]`,
+			"[10.3.0.1 fd00::1]", "[b.example c.example]", "[ndots:2]"},
+		{"a domain alone", `"nameservers": ["10.3.0.1"], "domain": "a.example"`, "[10.3.0.1]", "[a.example]", "[]"},
+		{"no address", `"nameservers": ["x y"]`, "[x y]", "[]", "[]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, a := newNetwork(t)
+			if tt.says != "" {
+				if err := os.WriteFile(filepath.Join(dir, "dns"), []byte(`, "dns": {`+tt.says+`}`), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := a.Add(t.Context(), "/x"); err != nil {
+				t.Fatal(err)
+			}
+			servers, search, options, err := a.DNS()
+			if got := fmt.Sprint(servers, search, options); err != nil || got != fmt.Sprintf("%s %s %s", tt.servers, tt.search, tt.options) {
+				t.Errorf("%s, %v", got, err)
+			}
+		})
+	}
+	_, never := newNetwork(t)
+	if servers, _, _, err := never.DNS(); err != nil || servers != nil {
+		t.Errorf("%v, %v", servers, err)
 	}
 }
 

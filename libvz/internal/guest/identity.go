@@ -29,6 +29,9 @@ type DNS struct {
 	Search, Options []string // resolv.conf(5)
 }
 
+// NoDNS leaves names to the guest.
+const NoDNS = "none"
+
 // maxWords bounds the lists; resolv.conf(5) takes three servers and six domains,
 // systemd-resolved more.
 const maxWords = 64
@@ -38,7 +41,7 @@ const maxWords = 64
 func ParseDNS(s string) (DNS, error) {
 	var d DNS
 	list, err := words(s)
-	if err != nil || len(list) == 0 || slices.Equal(list, []string{"none"}) {
+	if err != nil || len(list) == 0 || slices.Equal(list, []string{NoDNS}) {
 		return d, err
 	}
 	if slices.Equal(list, []string{"host"}) {
@@ -71,10 +74,10 @@ func ParseDNS(s string) (DNS, error) {
 	return d, nil
 }
 
-// HostDNS reads the host's resolv.conf(5). Servers on the loopback interface are
-// left out: it is the host's, and the guest has its own.
+// HostDNS reads the host's resolv.conf(5), of which a guest gets what [GivenDNS]
+// lets through.
 func HostDNS(resolvConf string) DNS {
-	var d DNS
+	var servers, search, options []string
 	for line := range strings.Lines(resolvConf) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
@@ -82,16 +85,35 @@ func HostDNS(resolvConf string) DNS {
 		}
 		switch f[0] {
 		case "nameserver":
-			if a, err := parseAddress(f[1]); err == nil && !a.IsLoopback() && len(d.Servers) < maxWords {
-				d.Servers = append(d.Servers, a)
-			}
+			servers = append(servers, f[1])
 		case "search", "domain":
-			d.Search = slices.DeleteFunc(f[1:], func(s string) bool { return !validDomain(s) })
+			search = f[1:]
 		case "options":
-			d.Options = append(d.Options, slices.DeleteFunc(f[1:], func(s string) bool { return !validOption(s) })...)
-			d.Options = d.Options[:min(len(d.Options), maxWords)]
+			options = append(options, f[1:]...)
 		}
 	}
+	return GivenDNS(servers, search, options)
+}
+
+// GivenDNS is what a guest can use of somebody else's settings: no servers on the
+// loopback interface, as the guest has its own; nothing that is no address, domain
+// or option; no more than a resolver takes.
+func GivenDNS(servers, search, options []string) DNS {
+	var d DNS
+	for _, s := range servers {
+		if a, err := parseAddress(s); err == nil && !a.IsLoopback() && len(d.Servers) < maxWords {
+			d.Servers = append(d.Servers, a)
+		}
+	}
+	keep := func(list []string, valid func(string) bool) (kept []string) {
+		for _, s := range list {
+			if valid(s) && len(kept) < maxWords {
+				kept = append(kept, s)
+			}
+		}
+		return kept
+	}
+	d.Search, d.Options = keep(search, validDomain), keep(options, validOption)
 	return d
 }
 
@@ -103,8 +125,9 @@ func (d DNS) Files() (etc, run []File) {
 		return nil, nil
 	}
 	var conf, resolved strings.Builder
-	conf.WriteString("# Written by vzrun at each start, as the annotation " + AnnotationDNS + " says.\n")
-	resolved.WriteString("# Written by vzrun at each start, as the annotation " + AnnotationDNS + " says.\n[Resolve]\nDNS=")
+	const author = "# Written by vzrun at each start, as the annotations " + AnnotationDNS + " and org.vzrun.net say.\n"
+	conf.WriteString(author)
+	resolved.WriteString(author + "[Resolve]\nDNS=")
 	for i, s := range d.Servers {
 		fmt.Fprintf(&conf, "nameserver %s\n", s)
 		if i > 0 {

@@ -32,7 +32,7 @@ func TestParseDNS(t *testing.T) {
 			}
 			continue
 		}
-		if !strings.HasSuffix(etc[0].Content, "says.\n"+c.conf) || !strings.HasSuffix(run[0].Content, "[Resolve]\n"+c.resolved) {
+		if !strings.HasSuffix(etc[0].Content, "say.\n"+c.conf) || !strings.HasSuffix(run[0].Content, "[Resolve]\n"+c.resolved) {
 			t.Errorf("%q: got %q and %q", c.text, etc[0].Content, run[0].Content)
 		}
 	}
