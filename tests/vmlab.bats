@@ -175,6 +175,17 @@ no_job_left() { [[ -z $(find "$T/cache/vm" -name 'job.*') ]]; }
 	done
 }
 
+@test "a suite that the list wants in full runs so, with its guests" {
+	play "$(brings '1..1' 'ok 1 holds'); cp \"\$WORK/job\" '$T/job.tar'"
+	echo 'two 1 full busybox' >"$T/tests/vm/suites"
+	"$T/tests/vm/run" trixie two
+	tar -xOf "$T/job.tar" ./env | grep -x 'export VZ_FULL=1'
+	[[ $(tar -xOf "$T/job.tar" ./guests/busybox.tar | tar -t | head -n 1) == busybox-*/ ]]
+	VZ_FULL=0 "$T/tests/vm/run" trixie two
+	run ! grep -x 'export VZ_FULL=1' <(tar -xOf "$T/job.tar" ./env)
+	run ! grep '^./guests' <(tar -tf "$T/job.tar")
+}
+
 @test "real machines: one that panics, one that hangs, one whose job never ends" {
 	[[ ${VZ_FULL:-} == 1 ]] || skip "takes VZ_FULL=1"
 	export VZRUN_CACHE=$BATS_TEST_DIRNAME/../.cache VZRUN_VM_RESULTS=$T/results

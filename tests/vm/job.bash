@@ -27,8 +27,8 @@ make_job() {
 		export GO=/var/lib/vzjob/go RESULTS=/var/lib/vzjob/results
 		export PATH=/var/lib/vzjob/tree:$PATH
 	END
-	printf 'export VZ_SLOW=%q BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q VZ_TAGS=%q VZ_FILTER=%q VZ_FULL=%q\n' \
-		"$(slowness)" "${BATS_TEST_TIMEOUT:-}" "${VZ_PATIENCE:-}" "${VZ_CYCLES:-}" "${VZ_TAGS:-}" "${VZ_FILTER:-}" "${VZ_FULL:-}" >>"$dir/env"
+	printf 'export VZ_SLOW=%q BATS_TEST_TIMEOUT=%q VZ_PATIENCE=%q VZ_CYCLES=%q VZ_TAGS=%q VZ_FILTER=%q VZ_FULL=%q VZ_CELLS=%q\n' \
+		"$(slowness)" "${BATS_TEST_TIMEOUT:-}" "${VZ_PATIENCE:-}" "${VZ_CYCLES:-}" "${VZ_TAGS:-}" "${VZ_FILTER:-}" "${VZ_FULL:-}" "${VZ_CELLS:-}" >>"$dir/env"
 }
 
 slowness() {
