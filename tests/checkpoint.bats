@@ -579,7 +579,6 @@ is_frozen() {
 	assert_whole
 }
 
-# bats test_tags=short
 @test "many cycles in a row lose nothing, with one connection open all the time" {
 	local i init
 	talk

@@ -107,8 +107,8 @@ qmp_say() { echo "{\"execute\": \"$1\", \"arguments\": ${2:-{\}}}" >&"$qmp_in"; 
 # disk_was_full DIR tells whether a VM was paused for that.
 disk_was_full() { grep -qs '"nospace": true' "$1/qmp.log"; }
 
-# The job's disk must have one size, since the guest has read it.
-job_size=256M
+# The job's disk must have one size, since the guest has read it. Sparse.
+job_size=2048M
 
 # pad FILE gives a job's disk its size.
 pad() {
