@@ -272,13 +272,17 @@ func (n *nascent) journal(op store.Operation) error {
 }
 
 // hintAtCgroup tells what to do where libcontainer refuses a cgroup in which
-// somebody runs, or is frozen.
+// somebody runs, or is frozen, or limits for which a user has no cgroup: cgroup v1 and
+// cgroup2 have words of their own for that.
 func hintAtCgroup(err error) error {
 	switch {
 	case strings.Contains(err.Error(), "container's cgroup is not empty"):
 		return withHint("set another linux.cgroupsPath in config.json", "%w", err)
 	case strings.Contains(err.Error(), "container's cgroup unexpectedly frozen"):
 		return withHint("thaw it, or set another linux.cgroupsPath in config.json", "%w", err)
+	case strings.Contains(err.Error(), "container could not join or create cgroup"),
+		strings.Contains(err.Error(), "rootless needs no limits"):
+		return withHint("leave linux.resources out of config.json, or run it as root, or in cgroups that are delegated to you", "%w", err)
 	}
 	return err
 }
@@ -368,7 +372,7 @@ func (n *nascent) start(p *libcontainer.Process) error {
 	filter := n.host.filterTicket(p, n.config.Seccomp, n.config.Namespaces.IsPrivate(configs.NEWPID))
 	defer filter.Close()
 	if err := n.lc.Start(p); err != nil {
-		return err
+		return hintAtCgroup(err)
 	}
 	if filter == nil {
 		return nil
