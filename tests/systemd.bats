@@ -37,6 +37,15 @@ setup() {
 	has_status "$ID" running 2>/dev/null || boot
 }
 
+teardown() {
+	local pid
+	for pid in "${VZ_SPAWNED[@]}"; do
+		kill -KILL "$pid" 2>/dev/null || true
+	done
+	[[ -z ${MOVED:-} ]] || there delete --force "$MOVED" || true
+	restore_sysctls
+}
+
 vz() { "$VZRUN" --root "$VZ_ROOT" --systemd-cgroup "$@"; }
 
 boot() {
@@ -162,4 +171,32 @@ unit_runs() {
 	[[ $(systemctl show --property Result --value "$UNIT") == success ]]
 	rm "$units/${UNIT%@*}@.service"
 	systemctl daemon-reload
+}
+
+### A move: not in the short run
+
+# bats file_tags=
+
+# there ARG... is vzrun where the guest moves to.
+there() { "$VZRUN" --root "$T/root" --id-record "$T/ids.json" --systemd-cgroup "$@"; }
+
+@test "a guest that moves is a scope and a machine where it arrives" {
+	local scope
+	with_lazy_pages
+	mkdir -m 0700 "$T/root"
+	spawn "$T/receive.log" "$VZRUN" --root "$T/root" --id-record "$T/ids.json" --systemd-cgroup \
+		receive --listen "unix://$T/socket" --bundles "$T/bundles" --cgroup-parent machine.slice
+	wait_file "$T/socket"
+	MOVED=moved-$RANDOM
+	scope=vzrun-$MOVED.scope
+	vz lazy-migrate --keep-source --new-id "$MOVED" "$ID" "unix://$T/socket" || {
+		cat "$T/receive.log"
+		return 1
+	}
+	there ready --timeout "${VZ_PATIENCE}s" "$MOVED"
+	[[ $(property ActiveState) == inactive ]]
+	VZ_ROOT=$T/root SCOPE=$scope ID=$MOVED is_machine
+	there delete --force "$MOVED"
+	[[ $(systemctl show --property ActiveState --value "$scope") == inactive ]]
+	wait_until 10 eval '! machinectl show "$MOVED"'
 }
