@@ -372,10 +372,10 @@ refused() {
 		cat "$VZ_TMP/restore.log"
 		return 1
 	}
-	[[ $(vz ready --timeout 30s "$ID") == running ]]
+	[[ $(vz ready --timeout "$(slow 30)s" "$ID") == running ]]
 	wait_counter "$new/rootfs"
 	verify_counter "$new/rootfs"
 	[[ $(guest "$ID" cat /srv/state) == state ]]
-	guest "$ID" timeout 30 systemctl restart nginx
+	guest "$ID" timeout "$(slow 30)" systemctl restart nginx
 	[[ $(getfattr -d -m - --absolute-names "$new/rootfs/var/log/journal" | sed 1d) == "$(getfattr -d -m - --absolute-names "$VZ_TMP/old/rootfs/var/log/journal" | sed 1d)" ]]
 }

@@ -20,7 +20,7 @@ HOST_END=vzt-guest
 CYCLES=${VZ_CYCLES:-$([[ ${VZ_FULL:-} == 1 ]] && echo 20 || echo 8)}
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
+	test_may_take 300
 	suite_setup
 	vz_setup
 	NETNS=/run/netns/vzrun-test-$VZ_TAG
@@ -277,7 +277,7 @@ hang_up() {
 assert_whole() {
 	wait_counter "$BUNDLE/rootfs"
 	verify_counter "$BUNDLE/rootfs"
-	[[ $(host_net curl -fsS --max-time 20 "http://$ADDRESS/") == *"vzrun test page"* ]]
+	[[ $(host_net curl -fsS --max-time "$(slow 20)" "http://$ADDRESS/") == *"vzrun test page"* ]]
 }
 
 # assert_systemd_works ID: PID 1 answers, has no failed unit and does its work.

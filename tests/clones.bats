@@ -15,7 +15,7 @@ ADDRESS=10.94.0.2
 BRIDGE=vzc-br0
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
+	test_may_take 300
 	suite_setup
 	vz_setup
 	NETNS=/run/netns/vzrun-test-$VZ_TAG

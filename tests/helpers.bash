@@ -23,6 +23,14 @@ slow() { echo $(($1 * ${VZ_SLOW:-1})); }
 # Seconds that any wait may take; a busy two-core machine is slow.
 VZ_PATIENCE=${VZ_PATIENCE:-$(slow 60)}
 
+# test_may_take SECONDS, in setup_file, gives each test of the suite that long, or
+# longer where the caller says so.
+test_may_take() {
+	local limit
+	limit=$(slow "$1")
+	((${BATS_TEST_TIMEOUT:-0} >= limit)) || export BATS_TEST_TIMEOUT=$limit
+}
+
 ### Life cycle of suites and tests
 
 suite_setup() {

@@ -11,7 +11,7 @@ load helpers
 load app
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
+	test_may_take 300
 	suite_setup
 }
 

@@ -13,8 +13,7 @@ load app
 load roots
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= $(slow 1200))) || BATS_TEST_TIMEOUT=$(slow 1200)
-	export BATS_TEST_TIMEOUT
+	test_may_take 1200
 	suite_setup
 }
 
@@ -262,7 +261,7 @@ verb_logs() {
 has_logged() { vz logs "$ID" | grep -E "systemd\[1\]: Startup finished|said by $ID"; }
 
 verb_stop() {
-	vz stop --timeout 60s "$ID"
+	vz stop --timeout "$(slow 60)s" "$ID"
 	has_status "$ID" stopped
 }
 

@@ -12,7 +12,7 @@ ADDRESS=10.94.0.2
 HOST_B=10.94.0.4
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 300)) || export BATS_TEST_TIMEOUT=300
+	test_may_take 300
 	suite_setup
 	vz_setup
 	FILE_ID=$ID
@@ -198,7 +198,7 @@ client_ends() {
 	cat "$T/stats"
 	[[ $output == "$ID runs at unix://$T/b as $ID: frozen "* ]]
 	run ! vz state "$ID"
-	on b ready --timeout 60s "$ID"
+	on b ready --timeout "${VZ_PATIENCE}s" "$ID"
 	wait_counter "$(bundles)/$ID/rootfs"
 	verify_counter "$(bundles)/$ID/rootfs"
 	jq -e '.mode == "lazy" and .memory_bytes > 1000000' "$T/stats"
@@ -207,7 +207,7 @@ client_ends() {
 	run -0 on b lazy-migrate --mode cold --stats "$T/back" "$ID" "unix://$T/a"
 	cat "$T/back"
 	run ! on b state "$ID"
-	vz ready --timeout 60s "$ID"
+	vz ready --timeout "${VZ_PATIENCE}s" "$ID"
 	wait_counter "$T/bundles-a/$ID/rootfs"
 	verify_counter "$T/bundles-a/$ID/rootfs"
 	client_ends

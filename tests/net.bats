@@ -517,7 +517,7 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	[[ $(guest "$ID" grep '^DNS=' /run/systemd/resolved.conf.d/00-vzrun.conf) == 'DNS=10.1.0.1 fd00:1::1 192.0.2.1' ]]
 	answers host 10.1.0.5
 	answers host fd00:1::5
-	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
+	[[ $(host curl -sS --max-time "$(slow 10)" http://10.1.0.5/) == *"vzrun test page"* ]]
 	mkfifo "$VZ_TMP/talk.in"
 	spawn "$VZ_TMP/talk" sh -c 'exec "$@" <"$0"' "$VZ_TMP/talk.in" \
 		nsenter --net="/proc/$HOST/ns/net" -- "$bundle/rootfs/usr/local/bin/vzguest" talk 10.1.0.5:7
@@ -532,7 +532,7 @@ leases() { find "$VZ_TMP/ipam" -name '10.*' -printf '%f\n' | sort | paste -sd ' 
 	[[ $(guest "$ID" grep -v '^#' /etc/resolv.conf) == "$dns" ]]
 	[[ $(vz state "$ID" | jq -r '.annotations["org.vzrun.net"]') == *,dns=10.1.0.1,dns=fd00:1::1,* ]]
 	answers host fd00:1::5
-	[[ $(host curl -sS --max-time 10 http://10.1.0.5/) == *"vzrun test page"* ]]
+	[[ $(host curl -sS --max-time "$(slow 10)" http://10.1.0.5/) == *"vzrun test page"* ]]
 	[[ $(guest "$ID" systemctl is-system-running) == running ]]
 	vz stop "$ID"
 	vz delete "$ID"

@@ -14,7 +14,7 @@ load app
 
 setup_file() {
 	# All stages, one after the other, take a minute where nothing else runs.
-	((${BATS_TEST_TIMEOUT:-0} >= 1200)) || export BATS_TEST_TIMEOUT=1200
+	test_may_take 1200
 	suite_setup
 	FAULT=$(build_command fault)
 	export FAULT

@@ -271,7 +271,7 @@ nginx_begin() {
 nginx_end() { client_end nginx; }
 nginx_check() {
 	guest "$ID" systemctl reload nginx
-	[[ $(client_net curl -fsS --max-time 20 "http://$ADDRESS/") == *'vzrun test page'* ]]
+	[[ $(client_net curl -fsS --max-time "$(slow 20)" "http://$ADDRESS/") == *'vzrun test page'* ]]
 }
 
 download_begin() {
@@ -297,7 +297,7 @@ php_end() { client_end php; }
 php_check() {
 	talker_check "$(basename "$BUNDLE"/rootfs/usr/lib/systemd/system/php*-fpm.service)"
 	# It was its just-in-time compiler that was saved, too.
-	[[ $(client_net curl -fsS --max-time 20 "http://$ADDRESS:8080/jit.php") == 'compiler: on' ]]
+	[[ $(client_net curl -fsS --max-time "$(slow 20)" "http://$ADDRESS:8080/jit.php") == 'compiler: on' ]]
 }
 
 ### MariaDB

@@ -22,7 +22,7 @@ full() { is_full || skip "takes VZ_FULL=1"; }
 away() { if is_full; then slow 130; else slow 3; fi; }
 
 setup_file() {
-	((${BATS_TEST_TIMEOUT:-0} >= 600)) || export BATS_TEST_TIMEOUT=600
+	test_may_take 600
 	suite_setup
 	vz_setup
 	NETNS=/run/netns/vzrun-test-$VZ_TAG
@@ -121,8 +121,8 @@ workload() {
 }
 
 assert_systemd_works() {
-	[[ $(vz ready --timeout 30s "$ID") == running ]]
-	guest "$ID" timeout 30 systemctl restart cron
+	[[ $(vz ready --timeout "$(slow 30)s" "$ID") == running ]]
+	guest "$ID" timeout "$(slow 30)" systemctl restart cron
 	verify_counter "$BUNDLE/rootfs"
 }
 
