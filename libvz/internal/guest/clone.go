@@ -148,29 +148,8 @@ func renameFields(line string, names map[string]string) string {
 // StartUnit asks the systemd that is process pid to start a unit, and does not
 // wait for that. Arguments, rights and trust are those of [Ask].
 func StartUnit(ctx context.Context, pid int, uid, gid uint32, unit string) error {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fmt.Errorf("pidfd of %d: %w", pid, err)
-	}
-	defer unix.Close(pidfd)
-	root, err := openRoot(pid)
-	if err != nil {
+	return talk(ctx, pid, uid, gid, func(b *bus) error {
+		_, err := b.call(busPath, busIface, "StartUnit", "o", unit, "replace")
 		return err
-	}
-	defer root.Close()
-	w := waiter{root: root, pidfd: pidfd, uid: uid, gid: gid}
-	conn, err := w.tryConnect()
-	if err != nil {
-		return fmt.Errorf("%s of the guest: %w", privateSocket, err)
-	}
-	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		conn.SetDeadline(deadline) //nolint:errcheck // a socket is pollable
-	}
-	b, err := newBus(conn)
-	if err != nil {
-		return err
-	}
-	_, err = b.call(busPath, busIface, "StartUnit", "o", unit, "replace")
-	return err
+	})
 }
