@@ -17,7 +17,7 @@ VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknow
 
 # runc_nocriu: checkpoint and restore are vzrun's own. The rest keeps the static
 # binary free of libc's resolvers and of code that only makes manual pages.
-TAGS := runc_nocriu seccomp netgo osusergo urfave_cli_no_docs
+TAGS := runc_nocriu seccomp netgo osusergo
 LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
 # cgo for libcontainer/nsenter, which enters namespaces before Go starts threads.
 BUILD := CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)'

@@ -9,7 +9,7 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"
@@ -231,8 +231,6 @@ func inspectCommand() *cli.Command {
 		ArgsUsage: "<file, directory or ->",
 		Flags:     []cli.Flag{formatFlag("table"), identityFlag()},
 		Action:    inspect,
-		// As of the verbs in newApp.
-		OnUsageError: asUsageError, HideHelpCommand: true,
 	}
 }
 
@@ -240,7 +238,7 @@ func inspectCommand() *cli.Command {
 // that is called "inspect" is still checkpointed: this verb needs a second word.
 func inspect(c *cli.Context) error {
 	if c.NArg() == 0 && c.NumFlags() == 0 {
-		return checkpoint(c.Lineage()[1])
+		return checkpoint(c.Parent())
 	}
 	if err := checkPositionals("checkpoint inspect", c.Command.ArgsUsage, c.Args().Slice(), 1, 1); err != nil {
 		return err

@@ -6,7 +6,7 @@ import (
 	"os"
 	"slices"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"

@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/signal"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"

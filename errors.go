@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -64,7 +64,7 @@ func exitCode(err error) int {
 		return 0
 	case errors.As(err, &guest):
 		return int(guest)
-	case errors.As(err, &usage), isLibraryError(err):
+	case errors.As(err, &usage), errors.Is(err, cli.ErrTopic):
 		return codeUsage
 	case errors.As(err, &exec):
 		return codeExecFailed
@@ -81,14 +81,6 @@ func exitCode(err error) int {
 	}
 }
 
-// isLibraryError recognises the flag library's own kind of error, which
-// `vzrun help nonsense` is. It comes unwrapped; what is wrapped and has an exit
-// code is os/exec's error of a hook or of ps.
-func isLibraryError(err error) bool {
-	_, ok := err.(cli.ExitCoder) //nolint:errorlint // see above
-	return ok
-}
-
 // hintOf returns the outermost hint in a tree of errors, or what generally
 // helps against such an error.
 func hintOf(err error) string {
@@ -96,6 +88,8 @@ func hintOf(err error) string {
 		return hint
 	}
 	switch {
+	case errors.Is(err, cli.ErrTopic):
+		return "vzrun --help lists the verbs"
 	case errors.Is(err, libvz.ErrNotExist):
 		return "vzrun list shows the containers there are under --root"
 	case errors.Is(err, libvz.ErrStatus):

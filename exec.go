@@ -3,7 +3,7 @@ package main
 import (
 	"errors"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )

@@ -17,7 +17,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -29,7 +29,7 @@ func main() {
 	tuneRuntime()
 	logPlainlyToStderr()
 	app := newApp()
-	os.Exit(report(app.RunContext(context.Background(), flagsFirst(app, os.Args))))
+	os.Exit(report(app.Run(context.Background(), flagsFirst(app, os.Args))))
 }
 
 // tuneRuntime fits the Go runtime to a process that usually lives 20 ms: no
@@ -87,28 +87,17 @@ func report(err error) int {
 }
 
 func newApp() *cli.App {
-	cli.VersionPrinter = printVersion
-	app := &cli.App{
-		Name:     "vzrun",
-		HelpName: "vzrun",
-		Usage:    "runs whole operating systems in containers, checkpoints and restores them",
-		Version:  version,
-		Flags:    globalFlags(),
-		Commands: verbs(),
-		Before:   applyGlobalFlags,
-		Action:   withoutVerb,
-		// The library would print errors and exit by itself.
-		OnUsageError:   asUsageError,
-		ExitErrHandler: func(*cli.Context, error) {},
-		// --env A=1,2 is one variable.
-		DisableSliceFlagSeparator: true,
+	return &cli.App{
+		Name:         "vzrun",
+		Usage:        "runs whole operating systems in containers, checkpoints and restores them",
+		Version:      version,
+		Flags:        globalFlags(),
+		Commands:     verbs(),
+		Before:       applyGlobalFlags,
+		Action:       withoutVerb,
+		OnUsageError: asUsageError,
+		PrintVersion: printVersion,
 	}
-	for _, verb := range app.Commands {
-		verb.OnUsageError = asUsageError
-		// Otherwise `vzrun state help` would not find a container named help.
-		verb.HideHelpCommand = true
-	}
-	return app
 }
 
 func verbs() []*cli.Command {

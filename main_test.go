@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )
@@ -26,7 +26,7 @@ func TestExitCode(t *testing.T) {
 		"success":            {nil, 0},
 		"any error":          {errors.New("x"), codeError},
 		"usage":              {&usageError{msg: "x"}, codeUsage},
-		"unknown help topic": {cli.Exit("x", 3), codeUsage},
+		"unknown help topic": {fmt.Errorf("%w: x", cli.ErrTopic), codeUsage},
 		"busy":               {wrapped(libvz.ErrBusy), codeBusy},
 		"wrong status":       {wrapped(libvz.ErrStatus), codeStatus},
 		"unsupported":        {wrapped(libvz.ErrUnsupported), codeUnsupported},
@@ -145,7 +145,7 @@ func TestVerbsRefuseSurplusArguments(t *testing.T) {
 		case "ps": // takes any option of ps
 			args = []string{"vzrun", "ps"}
 		}
-		err := newApp().RunContext(context.Background(), args)
+		err := newApp().Run(context.Background(), args)
 		if exitCode(err) != codeUsage {
 			t.Errorf("%s: %v, want a usage error", verb.Name, err)
 		}
@@ -172,7 +172,7 @@ func TestCommandLineErrors(t *testing.T) {
 		{"--root", root, "stop", "--timeout", "soon", "id"},
 		{"--root", root, "checkpoint", "--manage-cgroups-mode", "lax", "id"},
 	} {
-		if err := newApp().RunContext(context.Background(), append([]string{"vzrun"}, args...)); exitCode(err) != codeUsage {
+		if err := newApp().Run(context.Background(), append([]string{"vzrun"}, args...)); exitCode(err) != codeUsage {
 			t.Errorf("%q: %v, want a usage error", args, err)
 		}
 	}

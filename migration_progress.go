@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )

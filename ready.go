@@ -10,7 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 
 	"github.com/vzrun/vzrun/libvz"
 )

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 )
 
 // Flags of runc 1.5.2, as `runc VERB --help` lists them, and those that it hides;

@@ -51,11 +51,11 @@ func TestSpecRefusesToOverwrite(t *testing.T) {
 	bundle := t.TempDir()
 	t.Chdir(bundle) // the verb goes there, and the test must come back
 	args := []string{"vzrun", "spec", "--bundle", bundle}
-	if err := newApp().RunContext(context.Background(), args); err != nil {
+	if err := newApp().Run(context.Background(), args); err != nil {
 		t.Fatal(err)
 	}
 	before, _ := os.ReadFile(filepath.Join(bundle, "config.json"))
-	err := newApp().RunContext(context.Background(), args)
+	err := newApp().Run(context.Background(), args)
 	after, _ := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if exitCode(err) != codeError || hintOf(err) == "" || !bytes.Equal(before, after) {
 		t.Errorf("second spec: %v with hint %q", err, hintOf(err))

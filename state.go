@@ -3,7 +3,7 @@ package main
 import (
 	"encoding/json"
 
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 )
 
 func stateCommand() *cli.Command {

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/console"
-	"github.com/urfave/cli/v2"
+	"github.com/vzrun/vzrun/internal/cli"
 	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz"

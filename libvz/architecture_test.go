@@ -17,7 +17,7 @@ func TestImportsGoOneWay(t *testing.T) {
 	}{
 		{"github.com/opencontainers/runc/libcontainer", module + "/libvz", "one package knows libcontainer, so that it can be upgraded or replaced in one place"},
 		{"github.com/checkpoint-restore/go-criu", module + "/libvz/internal/criu", "one package speaks CRIU's protocol"},
-		{"github.com/urfave/cli", module, "a library has no command line"},
+		{module + "/internal/cli", module, "a library has no command line"},
 	}
 	for _, p := range packages(t) {
 		for _, imported := range p.Imports {
