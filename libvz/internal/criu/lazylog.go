@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -18,7 +17,7 @@ import (
 // eventLine is a line of it, with the task by its pid and a number, and one of: a
 // fault; pages or zeroes that are put in place; pages that the task has given up; the
 // end of a task, of which no more is heard.
-var eventLine = regexp.MustCompile(`^\(([0-9]+\.[0-9]+)\) uffd: (([0-9]+)-[0-9]+): ` +
+var eventLine = pattern(`^\(([0-9]+\.[0-9]+)\) uffd: (([0-9]+)-[0-9]+): ` +
 	`(#PF at|uffd_copy:|zero page at|UNMAP:|REMOVE:|UFFD transferred pages:) (?:0x)?([0-9a-f]*)(?:[/(]([0-9a-f]+))?`)
 
 // logReader understands the lines of the log.
@@ -31,7 +30,7 @@ type logReader struct {
 }
 
 func (r *logReader) line(line []byte) {
-	m := eventLine.FindSubmatch(line)
+	m := eventLine().FindSubmatch(line)
 	if m == nil {
 		return
 	}

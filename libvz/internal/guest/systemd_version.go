@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"sync"
 )
 
 // ErrOldSystemd says that the guest's systemd knows only cgroup v1.
@@ -36,13 +37,15 @@ func checkSystemd(program *os.File) error {
 
 // versionMark is the library of systemd's own that each program is linked with
 // since 231, or what it prints as its version.
-var versionMark = regexp.MustCompile(`libsystemd-shared-([0-9]{3})|systemd ([0-9]{2,3})[^0-9.]`)
+var versionMark = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`libsystemd-shared-([0-9]{3})|systemd ([0-9]{2,3})[^0-9.]`)
+})
 
 // systemdVersion returns 0 where the program does not say. Messages can name
 // older versions, so that the newest counts.
 func systemdVersion(program []byte) int {
 	newest := 0
-	for _, m := range versionMark.FindAllSubmatch(program, -1) {
+	for _, m := range versionMark().FindAllSubmatch(program, -1) {
 		v, err := strconv.Atoi(string(bytes.Join(m[1:], nil)))
 		if err == nil {
 			newest = max(newest, v)
