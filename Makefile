@@ -19,14 +19,17 @@ VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknow
 # binary free of libc's resolvers and of code that only makes manual pages.
 TAGS := runc_nocriu seccomp netgo osusergo
 LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
+# The tag lean leaves out of vzrun what only some verbs need; for these it becomes vzrun-full.
+LEAN_LDFLAGS := $(LDFLAGS) -X main.fullDir=$(LIBEXECDIR)
 # cgo for libcontainer/nsenter, which enters namespaces before Go starts threads.
-BUILD := CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
+BUILD := CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false
 
 export GO TAGS
 
 .PHONY: vzrun
-vzrun: ## Build the static binary (the default)
-	$(BUILD) -o $@ .
+vzrun: ## Build the static binaries vzrun and vzrun-full (the default)
+	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@-full .
+	$(BUILD) -tags '$(TAGS) lean' -ldflags '$(LEAN_LDFLAGS)' -o $@ .
 
 .PHONY: bootstrap
 bootstrap: ## Install what building, running and testing needs (Debian 12 or 13, root)
@@ -95,8 +98,9 @@ fmt: ## Format all Go files
 
 .PHONY: install
 install: ## Install what was built (DESTDIR, PREFIX)
-	@test -x vzrun || { echo "make: no ./vzrun to install" >&2; echo "hint: run make first" >&2; exit 1; }
+	@test -x vzrun -a -x vzrun-full || { echo "make: no ./vzrun to install" >&2; echo "hint: run make first" >&2; exit 1; }
 	install -D -m 0755 vzrun '$(DESTDIR)$(BINDIR)/vzrun'
+	install -D -m 0755 vzrun-full '$(DESTDIR)$(LIBEXECDIR)/vzrun-full'
 	install -D -m 0755 -t '$(DESTDIR)$(LIBEXECDIR)' contrib/bootstrap contrib/debian-mirror
 	$(call install_files,docs/man/*.8,$(DATADIR)/man/man8)
 	install -d '$(DESTDIR)$(UNITDIR)'
@@ -116,7 +120,7 @@ install_file = $(if $(wildcard $(1)),install -D -m 0644 $(1) '$(DESTDIR)$(2)')
 .PHONY: clean
 clean: ## Remove the binary and all caches (tools, root file systems)
 	contrib/rootfs clean
-	rm -rf vzrun .cache
+	rm -rf vzrun vzrun-full .cache
 
 .PHONY: help
 help: ## This list

@@ -69,6 +69,16 @@ func verbAt(global []cli.Flag, args []string) int {
 	return at
 }
 
+// isServed tells whether a program with the verbs of app can do what args ask for.
+// Help lists all verbs, so that it is served by a program that has them all.
+func isServed(app *cli.App, args []string) bool {
+	at := verbAt(app.Flags, args)
+	if at >= len(args) {
+		return len(args) == 2 && (args[1] == "--version" || args[1] == "-v")
+	}
+	return args[at] != "help" && args[at] != "h" && app.Command(args[at]) != nil
+}
+
 func isDashed(arg string) bool { return len(arg) > 1 && arg[0] == '-' }
 
 // flagLength returns how many of args the flag at their beginning takes, 0 where

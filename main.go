@@ -26,9 +26,12 @@ import (
 var version = "0.0.0-dev"
 
 func main() {
-	tuneRuntime()
 	logPlainlyToStderr()
 	app := newApp()
+	if err := handOver(app, os.Args); err != nil {
+		os.Exit(report(err))
+	}
+	tuneRuntime()
 	os.Exit(report(app.Run(context.Background(), flagsFirst(app, os.Args))))
 }
 
@@ -97,16 +100,6 @@ func newApp() *cli.App {
 		Action:       withoutVerb,
 		OnUsageError: asUsageError,
 		PrintVersion: printVersion,
-	}
-}
-
-func verbs() []*cli.Command {
-	return []*cli.Command{
-		createCommand(), startCommand(), runCommand(), stateCommand(), listCommand(),
-		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
-		resumeCommand(), specCommand(), featuresCommand(), doctorCommand(), checkpointCommand(),
-		restoreCommand(), updateCommand(), eventsCommand(), topCommand(), readyCommand(), stopCommand(), enterCommand(),
-		consoleCommand(), logsCommand(), holdConsoleCommand(), lazyMigrateCommand(), receiveCommand(), relayRsyncCommand(),
 	}
 }
 

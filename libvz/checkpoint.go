@@ -168,8 +168,8 @@ type dumpPlan struct {
 	state    *libcontainer.State
 	manifest manifest
 	opts     criu.DumpOptions
-	system   bool         // a whole operating system
-	export   *export      // nil = none
+	system   bool // a whole operating system
+	export   exporter
 	listener net.Listener // for who wants the memory of a lazy one; may be nil
 	sent     int64        // bytes of memory
 	// handOver, where not nil, is called in place of the commit, and undo in
@@ -241,7 +241,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 		c.host.offerNotify(c.id, spec)
 	}
 	keepLxcfs(&st.Config, spec)
-	d := &dumpPlan{state: st, manifest: manifest{
+	d := &dumpPlan{state: st, export: noExporter{}, manifest: manifest{
 		ID: c.id, Tasks: len(tasks), PreDump: o.PreDump, Parent: o.ParentPath, Spec: spec, Stdio: st.ExternalDescriptors,
 		TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets, ShellJob: o.ShellJob,
 		EmptyNetwork: o.EmptyNetwork,

@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -24,26 +26,6 @@ import (
 	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
-
-// ExportOptions say how a checkpoint is written as an archive.
-type ExportOptions struct {
-	// Path is a file, or with Layout a directory, that does not exist yet. ""
-	// writes to To, which may be a pipe; how durable it is there is the
-	// reader's business.
-	Path string
-	To   *os.File
-	// Layout asks for an OCI image layout in place of one file.
-	Layout bool
-	// Level is that of zstd, 1 to 22; 0 does not compress.
-	Level int
-	// Rootfs adds the whole root file system. Without it an overlay's upper
-	// directory is in the archive, and nothing of another root.
-	Rootfs bool
-	// Recipients are those of age who can read it, one a line; "" = everybody.
-	Recipients string
-	// Version is the caller's, for the annotations of an image.
-	Version string
-}
 
 // Where private directories of images are made, if nobody says otherwise: on
 // a disk, as they are as large as the guest's memory.
@@ -81,7 +63,7 @@ type exportTree struct {
 
 // prepareExport refuses what can be refused before the guest is touched, and
 // says where the images go.
-func (c *Container) prepareExport(o *CheckpointOptions, d *dumpPlan) (*export, error) {
+func (c *Container) prepareExport(o *CheckpointOptions, d *dumpPlan) (exporter, error) {
 	switch {
 	case o.PreDump:
 		return nil, withHint("export the checkpoint that ends the chain, without --parent-path", "a pre-dump holds memory only: %w as an archive", ErrUnsupported)
@@ -372,9 +354,6 @@ func (x *export) image(ctx context.Context, path string, i exportImage) error {
 // atPostDump is what has to be done before the guest goes on, or ends: of one
 // that goes on, the images can be read later.
 func (x *export) atPostDump(ctx context.Context, d *dumpPlan) error {
-	if x == nil {
-		return nil
-	}
 	x.logged = false // CRIU has done its work
 	x.failure = x.beginFrozen(ctx, d)
 	if x.failure == nil && !d.opts.LeaveRunning {
@@ -386,7 +365,7 @@ func (x *export) atPostDump(ctx context.Context, d *dumpPlan) error {
 // explain returns the error to tell of where CRIU returns err.
 func (x *export) explain(err error) error {
 	switch {
-	case x == nil || x.failure == nil:
+	case x.failure == nil:
 		return err
 	case errors.Is(x.failure, unix.ENOSPC), errors.Is(x.failure, unix.EDQUOT):
 		return withHint("the guest goes on; free some space, or export to another file system", "%w", x.failure)
@@ -396,7 +375,7 @@ func (x *export) explain(err error) error {
 
 // afterDump is the rest.
 func (x *export) afterDump(ctx context.Context, d *dumpPlan) error {
-	if x == nil || !d.opts.LeaveRunning {
+	if !d.opts.LeaveRunning {
 		return nil
 	}
 	x.failure = x.finish(ctx, d)
@@ -405,7 +384,7 @@ func (x *export) afterDump(ctx context.Context, d *dumpPlan) error {
 
 // privatePath is the directory of private images, "" where there is none.
 func (x *export) privatePath() string {
-	if x == nil || x.private == nil {
+	if x.private == nil {
 		return ""
 	}
 	return x.private.Path
@@ -414,9 +393,6 @@ func (x *export) privatePath() string {
 // discard leaves nothing of an archive that has not been committed, and no
 // private images. It is idempotent.
 func (x *export) discard() {
-	if x == nil {
-		return
-	}
 	if x.writer != nil {
 		x.writer.Discard()
 	} else if x.target != nil {

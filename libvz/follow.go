@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -58,6 +59,60 @@ type MigrationEvent struct {
 	Unconfirmed bool            `json:"unconfirmed,omitempty"`
 	Stats       *MigrationStats `json:"stats,omitempty"`
 }
+
+// MigrationStats is what a migration took.
+type MigrationStats struct {
+	ID    string  `json:"id"`
+	NewID string  `json:"new_id"`
+	Mode  string  `json:"mode"`
+	Check []Check `json:"checks"` // what the other side looked at, before all else
+	// Frozen is how long the guest ran nowhere, Run the time from the call
+	// to the moment at which it ran there, Total the whole: in seconds. Zero
+	// after a dry run.
+	Frozen float64 `json:"frozen"`
+	Run    float64 `json:"run"`
+	Total  float64 `json:"total"`
+	// What Frozen consists of, in seconds. Images and rootfs go at the same
+	// time.
+	Dump     float64 `json:"dump"`
+	Transfer float64 `json:"transfer"`
+	Restore  float64 `json:"restore"`
+	// Images and Rootfs are bytes sent: the images' (memory for the most
+	// part), and the root file system's as rsync sends it.
+	Images int64 `json:"images_bytes"`
+	Rootfs int64 `json:"rootfs_bytes"`
+	// Sent is what all of it came to on the connection, compressed or not.
+	Sent int64 `json:"sent_bytes"`
+	// Memory is what was sent in mode lazy after the guest ran there, Pull
+	// how many seconds that took.
+	Memory int64   `json:"memory_bytes"`
+	Pull   float64 `json:"pull"`
+	// Faults are the guest's waits for memory there; nil = not known.
+	Faults *FaultStats `json:"faults,omitempty"`
+	// LinksLost is how often the connection was lost meanwhile and made again,
+	// LinkDown for how many seconds there was none.
+	LinksLost int     `json:"links_lost"`
+	LinkDown  float64 `json:"link_down"`
+	Pages     uint64  `json:"pages"`
+	Tasks     int     `json:"tasks"`
+	// Rounds are those of modes pre-copy and hybrid; what was left when the guest
+	// was stopped is in Images and Pages.
+	Rounds []Round `json:"rounds,omitempty"`
+}
+
+// Check is one thing that the other side looked at before a migration.
+type Check struct {
+	What string `json:"what"`
+	// Here is what the source has or needs, There what the destination has.
+	Here  string `json:"here"`
+	There string `json:"there"`
+	OK    bool   `json:"ok"`
+	Hint  string `json:"hint,omitempty"`
+}
+
+// FaultStats are how long the tasks of a guest waited for memory that they touched
+// before it was there, in seconds: see docs/migration.md.
+type FaultStats = criu.FaultStats
 
 // FollowMigrations calls fn with what happens to migrations of this host, from now
 // on and one after the other, until ctx ends (nil) or fn returns an error. What

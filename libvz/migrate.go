@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -19,7 +21,6 @@ import (
 
 	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
-	"github.com/vzrun/vzrun/libvz/internal/vnet"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
 
@@ -60,46 +61,6 @@ type MigrateOptions struct {
 	Redial func(context.Context) (io.ReadWriteCloser, error)
 }
 
-// MigrationStats is what a migration took.
-type MigrationStats struct {
-	ID    string  `json:"id"`
-	NewID string  `json:"new_id"`
-	Mode  string  `json:"mode"`
-	Check []Check `json:"checks"` // what the other side looked at, before all else
-	// Frozen is how long the guest ran nowhere, Run the time from the call
-	// to the moment at which it ran there, Total the whole: in seconds. Zero
-	// after a dry run.
-	Frozen float64 `json:"frozen"`
-	Run    float64 `json:"run"`
-	Total  float64 `json:"total"`
-	// What Frozen consists of, in seconds. Images and rootfs go at the same
-	// time.
-	Dump     float64 `json:"dump"`
-	Transfer float64 `json:"transfer"`
-	Restore  float64 `json:"restore"`
-	// Images and Rootfs are bytes sent: the images' (memory for the most
-	// part), and the root file system's as rsync sends it.
-	Images int64 `json:"images_bytes"`
-	Rootfs int64 `json:"rootfs_bytes"`
-	// Sent is what all of it came to on the connection, compressed or not.
-	Sent int64 `json:"sent_bytes"`
-	// Memory is what was sent in mode lazy after the guest ran there, Pull
-	// how many seconds that took.
-	Memory int64   `json:"memory_bytes"`
-	Pull   float64 `json:"pull"`
-	// Faults are the guest's waits for memory there; nil = not known.
-	Faults *FaultStats `json:"faults,omitempty"`
-	// LinksLost is how often the connection was lost meanwhile and made again,
-	// LinkDown for how many seconds there was none.
-	LinksLost int     `json:"links_lost"`
-	LinkDown  float64 `json:"link_down"`
-	Pages     uint64  `json:"pages"`
-	Tasks     int     `json:"tasks"`
-	// Rounds are those of modes pre-copy and hybrid; what was left when the guest
-	// was stopped is in Images and Pages.
-	Rounds []Round `json:"rounds,omitempty"`
-}
-
 // How the memory of a container moves.
 const (
 	// ModeLazy lets the guest go on at once, and sends its memory as it is
@@ -117,10 +78,6 @@ const (
 
 // CompressZstd is a method of compression, for MigrateOptions.
 const CompressZstd = wire.Zstd
-
-// FaultStats are how long the tasks of a guest waited for memory that they touched
-// before it was there, in seconds: see docs/migration.md.
-type FaultStats = criu.FaultStats
 
 // migration is the source's side of one.
 type migration struct {
@@ -276,12 +233,6 @@ func (m *migration) thaw() {
 // migrationFolder is where in a bundle the images of its migration lie.
 const migrationFolder = "migration"
 
-// Names of operations in the journal.
-const (
-	opMigrate = "migrate"
-	opReceive = "receive"
-)
-
 func newToken() (string, error) {
 	b := make([]byte, 16)
 	if _, err := rand.Read(b); err != nil {
@@ -429,16 +380,6 @@ func removeMoved(bundle, rootfs string, layers []layer) error {
 		return err
 	}
 	return nil
-}
-
-// announceHere tells the neighbours that a guest which was to move has stayed.
-func (h *Host) announceHere(id string, init int) {
-	if init == 0 {
-		return
-	}
-	if err := inNetworkOf(init, vnet.AnnounceOwn); err != nil {
-		h.warn(id, "%v", err)
-	}
 }
 
 // explainWire adds what helps to the errors of a connection.

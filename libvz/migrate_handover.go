@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -9,10 +11,6 @@ import (
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
-
-// stepCommitting: the other side may have been told to let the guest run. What
-// becomes of it is not ours to decide any more, see undoMigration.
-const stepCommitting = "committing"
 
 const (
 	// restorePatience bounds the other side's restore, during which the guest
@@ -116,12 +114,4 @@ func (m *migration) runsThere() error {
 		return m.entry.Step(stepHanded)
 	}
 	return m.entry.Step(stepCommitted)
-}
-
-func unconfirmed(id, target string, err error) error {
-	hint := fmt.Sprintf("vzrun lazy-migrate --resolve %s asks the other side", id)
-	if target != "" {
-		hint += " (" + target + ")"
-	}
-	return withHint(hint, "%w: it stands still here and may run there: %w", ErrUnconfirmed, err)
 }

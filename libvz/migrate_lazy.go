@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -15,10 +17,6 @@ import (
 
 // streamPages carries the requests of the destination and the memory.
 const streamPages = "pages"
-
-// stepHanded: the guest runs at the other side, and what it lacks of its memory is
-// here.
-const stepHanded = "handed over"
 
 // planLazy keeps the memory out of the images, and hands the guest over once
 // they are complete.

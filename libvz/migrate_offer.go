@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -55,16 +57,6 @@ type answer struct {
 	Missing []int `json:"missing,omitempty"`
 	// Compress repeats the offer's, where streams may come so.
 	Compress string `json:"compress,omitempty"`
-}
-
-// Check is one thing that the other side looked at before a migration.
-type Check struct {
-	What string `json:"what"`
-	// Here is what the source has or needs, There what the destination has.
-	Here  string `json:"here"`
-	There string `json:"there"`
-	OK    bool   `json:"ok"`
-	Hint  string `json:"hint,omitempty"`
 }
 
 // agree makes the offer and reads the answer. An error wraps ErrRefused where

@@ -1,3 +1,5 @@
+//go:build !lean
+
 package libvz
 
 import (
@@ -14,7 +16,6 @@ import (
 
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
-	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
 
@@ -26,9 +27,6 @@ import (
 // streamRound carries the images of one round, as streamImages does; its argument is
 // the round's number.
 const streamRound = "round"
-
-// roundPrefix begins the names of the rounds' folders, in that of the images.
-const roundPrefix = "round-"
 
 // roundFolder is the place of a round beside the last images, "" for none.
 func roundFolder(n int) string {
@@ -156,29 +154,6 @@ func forgetPages(dir string, files map[string]int64) error {
 		f.Close()
 		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // else they stay until the end
 			return fmt.Errorf("give back the room of %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// removeRounds removes the rounds' folders in that of the images, and the link to the
-// last: CRIU would follow one that it finds. It is idempotent.
-func removeRounds(images string) error {
-	if err := os.Remove(filepath.Join(images, criu.ParentLink)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	entries, err := os.ReadDir(images)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), roundPrefix) {
-			if err := store.RemoveTree(images, e.Name()); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -4,12 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/runc/libcontainer"
 
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/vnet"
 )
+
+// Names of operations in the journal.
+const (
+	opMigrate = "migrate"
+	opReceive = "receive"
+)
+
+// stepCommitting: the other side may have been told to let the guest run. What
+// becomes of it is not ours to decide any more, see undoMigration.
+const stepCommitting = "committing"
+
+// stepHanded: the guest runs at the other side, and what it lacks of its memory is
+// here.
+const stepHanded = "handed over"
+
+// roundPrefix begins the names of the rounds' folders, in that of the images.
+const roundPrefix = "round-"
 
 // isUnconfirmed tells whether an operation is a migration whose outcome only the
 // other side knows. Nobody but Resolve may touch its container.
@@ -115,4 +136,45 @@ func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
 		return err
 	}
 	return forget(e)
+}
+
+func unconfirmed(id, target string, err error) error {
+	hint := fmt.Sprintf("vzrun lazy-migrate --resolve %s asks the other side", id)
+	if target != "" {
+		hint += " (" + target + ")"
+	}
+	return withHint(hint, "%w: it stands still here and may run there: %w", ErrUnconfirmed, err)
+}
+
+// removeRounds removes the rounds' folders in that of the images, and the link to the
+// last: CRIU would follow one that it finds. It is idempotent.
+func removeRounds(images string) error {
+	if err := os.Remove(filepath.Join(images, criu.ParentLink)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	entries, err := os.ReadDir(images)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), roundPrefix) {
+			if err := store.RemoveTree(images, e.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// announceHere tells the neighbours that a guest which was to move has stayed.
+func (h *Host) announceHere(id string, init int) {
+	if init == 0 {
+		return
+	}
+	if err := inNetworkOf(init, vnet.AnnounceOwn); err != nil {
+		h.warn(id, "%v", err)
+	}
 }

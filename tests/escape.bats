@@ -119,7 +119,7 @@ mounted_at() { awk -v text="$2" '{ for (i = 7; $i != "-"; i++); if ($(i + 2) == 
 
 # own_program runs a copy of vzrun that may be damaged.
 own_program() {
-	cp "$VZRUN" "$VZ_TMP/program"
+	copy_vzrun "$VZ_TMP/program"
 	PROGRAM_SUM=$(sha256sum <"$VZ_TMP/program")
 	OWN_VZRUN=$VZRUN
 	VZRUN=$VZ_TMP/program

@@ -121,6 +121,13 @@ new_id() { echo "t-$BATS_TEST_NUMBER-$RANDOM$RANDOM"; }
 
 ### The runtime
 
+# copy_vzrun FILE: with the program that has the other verbs, where this runtime has one.
+copy_vzrun() {
+	local other=${VZRUN%/*}/vzrun-full
+	install -m 0755 "$VZRUN" "$1"
+	[[ ! -e $other ]] || install -m 0755 "$other" "${1%/*}/vzrun-full"
+}
+
 vz() { "$VZRUN" --root "$VZ_ROOT" "$@"; }
 
 # vz_up BUNDLE ID [FLAG...] runs a container in the background. Its output goes

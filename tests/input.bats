@@ -418,7 +418,7 @@ one_of_another() {
 @test "not root" {
 	# A copy: the binary may be where nobody else may look, and bundles are.
 	chmod 0711 "$VZ_TMP" "$SAVED" "$SAVED_BUNDLE"
-	cp "$VZRUN" "$VZ_TMP/copy"
+	copy_vzrun "$VZ_TMP/copy"
 	as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups -- "$VZ_TMP/copy" --root "$VZ_ROOT" "$@"; }
 	app_up "$(app_bundle "$ID" sleep 1000)" "$ID"
 	fails 5 'user id 65534' as_nobody create --bundle "$SAVED_BUNDLE" "$ID-2"
@@ -528,4 +528,29 @@ one_of_another() {
 	one_error 1 'not a directory' "$VZRUN" --root "$VZ_TMP/file" create --bundle "$SAVED_BUNDLE" "$ID"
 	fails 1 'list: state directory: .*no such file' "$VZRUN" --root "$VZ_TMP/none" list -f json
 	[[ ! -e $VZ_TMP/none ]]
+}
+
+@test "verbs of the other program" {
+	mkdir "$VZ_TMP/alone"
+	cp "$VZRUN" "$VZ_TMP/alone/vzrun"
+	# Wherever it is installed on this machine is hidden.
+	alone() {
+		unshare --mount sh -c '[ ! -d /usr/local/libexec/vzrun ] || mount -t tmpfs none /usr/local/libexec/vzrun; exec "$@"' \
+			sh "$VZ_TMP/alone/vzrun" --root "$VZ_ROOT" "$@"
+	}
+	run -0 "$VZ_TMP/alone/vzrun" --version
+	run -0 alone list -q
+	fails 1 'vzrun-full: .* is missing' alone doctor
+	[[ ${stderr_lines[1]} == *"install it as /"*/vzrun-full ]]
+	fails 1 'vzrun-full' alone restore "$ID"
+	# Not one that somebody else has put there, as in /tmp.
+	cp "${VZRUN%/*}/vzrun-full" "$VZ_TMP/alone/"
+	chown 65534 "$VZ_TMP/alone/vzrun-full"
+	fails 1 'belongs to user 65534' alone doctor
+	chown 0 "$VZ_TMP/alone/vzrun-full"
+	run -0 alone spec --bundle "$VZ_TMP/alone"
+	[[ -s $VZ_TMP/alone/config.json ]]
+	run -0 alone --help
+	[[ $output == *lazy-migrate* ]]
+	fails 2 'unknown verb "nonsense"' alone nonsense
 }

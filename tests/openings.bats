@@ -13,7 +13,7 @@ load app
 
 setup_file() {
 	shared_guest --ram 512M --features nesting,fuse,tun,keyctl
-	cp "$VZRUN" "$BUNDLE/rootfs/usr/local/bin/vzrun"
+	copy_vzrun "$BUNDLE/rootfs/usr/local/bin/vzrun"
 	new_bundle "$BUNDLE/rootfs/root/inner" "$VZRUN_BUSYBOX"
 	boot
 }

@@ -12,7 +12,7 @@ USER_ID=54321
 setup_file() {
 	suite_setup
 	# The user may not be let to where the binary is.
-	install -m 0755 "$VZRUN" "$BATS_FILE_TMPDIR/vzrun"
+	copy_vzrun "$BATS_FILE_TMPDIR/vzrun"
 	chmod o+x "$BATS_FILE_TMPDIR" "$BATS_RUN_TMPDIR"
 	export SHARED_VZRUN=$BATS_FILE_TMPDIR/vzrun
 }

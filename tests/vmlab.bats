@@ -53,6 +53,7 @@ play() {
 	END
 	echo 'build_commands() { :; }' >>"$T/tests/vm/job.bash"
 	install -m 0755 /dev/null "$T/vzrun"
+	install -m 0755 /dev/null "$T/vzrun-full"
 	export VZRUN=$T/vzrun
 }
 

@@ -23,7 +23,7 @@ nested_install() {
 	done
 	# A copy: a runtime makes another one of itself with an overlay of its directory,
 	# and that would not have a file that is mounted there.
-	cp "$VZRUN" "$bundle/rootfs/usr/local/bin/vzrun"
+	copy_vzrun "$bundle/rootfs/usr/local/bin/vzrun"
 	# This one is the last: it has the plug-ins of iptables.
 	nested_programs "$bundle/rootfs" "$root"
 	nested_docker "$bundle/rootfs" "$root"

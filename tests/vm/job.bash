@@ -15,7 +15,7 @@ make_job() {
 	local dir=$1 vzrun=${VZRUN:-$tree/vzrun}
 	[[ -x $vzrun ]] || die "no vzrun binary ($vzrun)" "run make"
 	mkdir -p "$dir/tree/.cache" "$dir/results"
-	cp "$vzrun" "$dir/tree/vzrun" || cannot_write
+	cp "$vzrun" "${vzrun%/*}/vzrun-full" "$dir/tree/" || cannot_write
 	cp -a "$tree/contrib" "$dir/tree/" || cannot_write
 	cp -a "$tree/tests" "$dir/tree/" || cannot_write
 	install -m 0755 "$vm/guest/go" "$dir/go"

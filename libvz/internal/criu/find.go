@@ -37,7 +37,8 @@ var (
 
 // Find returns the criu to use: explicit where it is not empty, else the one
 // that was installed for vzrun (<prefix>/libexec/vzrun/criu, with the prefix
-// of the running executable, /usr/local and /usr), else the first in PATH.
+// of the running executable, which may lie in that directory itself, /usr/local and
+// /usr), else the first in PATH.
 // The error is ErrNotFound. The version is not looked at.
 func Find(explicit string) (string, error) {
 	if explicit != "" {
@@ -47,12 +48,17 @@ func Find(explicit string) (string, error) {
 		}
 		return path, nil
 	}
-	prefixes := []string{"/usr/local", "/usr"}
+	const below = "libexec/vzrun"
+	dirs := []string{filepath.Join("/usr/local", below), filepath.Join("/usr", below)}
 	if exe, err := os.Executable(); err == nil {
-		prefixes = append([]string{filepath.Dir(filepath.Dir(exe))}, prefixes...)
+		dir := filepath.Dir(exe)
+		if !strings.HasSuffix(dir, "/"+below) {
+			dir = filepath.Join(filepath.Dir(dir), below)
+		}
+		dirs = append([]string{dir}, dirs...)
 	}
-	for _, p := range prefixes {
-		path := filepath.Join(p, "libexec", "vzrun", "criu")
+	for _, dir := range dirs {
+		path := filepath.Join(dir, "criu")
 		if st, err := os.Stat(path); err == nil && st.Mode()&0o111 != 0 {
 			return path, nil
 		}
