@@ -12,6 +12,9 @@ import (
 const lazyLog = `(00.000100) uffd: Waiting for incoming connections on lazy-pages.socket
 (00.000200) uffd: 7-12: uffd_copy: 0x7f0000800000/4096
 (00.000300) uffd: 7-12: zero page at 0x7f0000900000
+(00.000400) uffd: 7-12: Found 12 pages to be handled by UFFD
+(00.000500) uffd: 7-19: UNMAP: 7f0000100000(3000)
+(00.000600) uffd: 7-19: UFFD transferred pages: (1/12)
 (00.010000) uffd: 7-12: #PF at 0x7f0000001000
 (00.010500) uffd: 8-13: #PF at 0x7f0000001000
 (00.010600) uffd: 7-12: #PF at 0x7f0000001000
@@ -40,11 +43,10 @@ func TestLogIsReadAsItIsWritten(t *testing.T) {
 	type pages struct{ pid, address, count uint64 }
 	var gone []pages
 	ended := make(chan uint64, 2)
-	r := &logReader{
-		faults: newFaults(),
-		gone:   func(pid, address, count uint64) { gone = append(gone, pages{pid, address, count}) },
-		ended:  func(pid uint64) { ended <- pid },
-	}
+	r := newLogReader(
+		func(pid, address, count uint64) { gone = append(gone, pages{pid, address, count}) },
+		func(pid uint64) { ended <- pid },
+	)
 	done, read := make(chan struct{}), make(chan error, 1)
 	go func() { read <- r.followLog(path, done) }()
 	write := func(from, to int) {
@@ -55,6 +57,7 @@ func TestLogIsReadAsItIsWritten(t *testing.T) {
 	middle := strings.Index(text, "xxx")
 	write(0, 30)
 	write(30, middle)
+	// That is the one which was restored, not a child of it.
 	if pid := <-ended; pid != 7 { // before the log has ended
 		t.Errorf("%d has ended", pid)
 	}

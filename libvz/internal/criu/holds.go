@@ -78,10 +78,7 @@ func (h *holds) arrived(pid, address, count uint64) {
 
 // expect sets the ranges, which are in the order of their addresses.
 func (t *heldTask) expect(ranges []pageRange) {
-	for i := range ranges {
-		ranges[i].first = t.left
-		t.left += ranges[i].pages
-	}
+	t.left = number(ranges)
 	t.ranges, t.arrive = ranges, make([]bool, t.left)
 }
 
@@ -93,16 +90,10 @@ func (t *heldTask) note(address, count uint64) bool {
 	}
 	size := uint64(os.Getpagesize())
 	for ; count > 0; count, address = count-1, address+size {
-		i := sort.Search(len(t.ranges), func(i int) bool { return t.ranges[i].address > address }) - 1
-		if i < 0 {
-			continue
+		if i, known := numberAt(t.ranges, address); known && !t.arrive[i] {
+			t.arrive[i] = true
+			t.left--
 		}
-		n := int((address - t.ranges[i].address) / size)
-		if n >= t.ranges[i].pages || t.arrive[t.ranges[i].first+n] {
-			continue
-		}
-		t.arrive[t.ranges[i].first+n] = true
-		t.left--
 	}
 	return t.left == 0
 }

@@ -90,11 +90,15 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 	}
 }
 
+// forwardBuffer is how many bytes are moved at a time.
+const forwardBuffer = 512 << 10
+
 // answer moves the answers of CRIU to those who asked, as long as there are any:
 // what nobody waits for any more is read all the same, so that the next answer
 // begins where it should.
 func (p *PageServer) answer() {
 	var head pageMessage
+	buffer := make([]byte, forwardBuffer)
 	for {
 		if _, err := io.ReadFull(p.conn, head[:]); err != nil {
 			break
@@ -108,7 +112,7 @@ func (p *PageServer) answer() {
 		p.owed = p.owed[1:]
 		p.mu.Unlock()
 		n := head.bytes()
-		left, err := forward(peer, p.conn, &head, n)
+		left, err := forward(peer, p.conn, &head, n, buffer)
 		p.sent.Add(n - left)
 		if err == nil && left == 0 {
 			continue
@@ -125,14 +129,24 @@ func (p *PageServer) answer() {
 	}
 }
 
-// forward moves one answer, and returns how many bytes of it are still to be read.
-func forward(to io.Writer, from io.Reader, head *pageMessage, n int64) (left int64, err error) {
-	if _, err := to.Write(head[:]); err != nil {
-		return n, err
+// forward moves one answer, by way of a buffer, and returns how many bytes of it are
+// still to be read.
+func forward(to io.Writer, from io.Reader, head *pageMessage, n int64, buffer []byte) (left int64, err error) {
+	filled := copy(buffer, head[:])
+	for left = n; ; {
+		if left > 0 {
+			got, err := from.Read(buffer[filled:min(int64(len(buffer)), int64(filled)+left)])
+			left -= int64(got)
+			filled += got
+			if err != nil {
+				return left, err
+			}
+		}
+		if _, err := to.Write(buffer[:filled]); err != nil || left == 0 {
+			return left, err
+		}
+		filled = 0
 	}
-	body := &io.LimitedReader{R: from, N: n}
-	_, err = io.Copy(to, body)
-	return body.N, err
 }
 
 // lazyDump is the state of DumpOptions.Lazy during one dump.
@@ -165,6 +179,7 @@ func (o *DumpOptions) prepareLazy() (_ *lazyDump, retErr error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket for pages: %w", err)
 	}
+	widen(l.mine, l.theirs)
 	l.server = &PageServer{conn: conn.(*net.UnixConn)}
 	return l, nil
 }

@@ -14,11 +14,12 @@ import (
 // The log of `criu lazy-pages` is the only place where it says which pages a task
 // waits for, gives up, or has. It is read as it is written.
 
-// eventLine is a line of it, with the task by its pid and a number, and one of: a
-// fault; pages or zeroes that are put in place; pages that the task has given up; the
-// end of a task, of which no more is heard.
+// eventLine is a line of it, with the task by its pid and a number, and one of: the
+// beginning of a task that is restored; a fault; pages or zeroes that are put in place;
+// pages that the task has given up; the end of a task, of which no more is heard. A task
+// that was forked since has its parent's pid, and another number.
 var eventLine = pattern(`^\(([0-9]+\.[0-9]+)\) uffd: (([0-9]+)-[0-9]+): ` +
-	`(#PF at|uffd_copy:|zero page at|UNMAP:|REMOVE:|UFFD transferred pages:) (?:0x)?([0-9a-f]*)(?:[/(]([0-9a-f]+))?`)
+	`(#PF at|uffd_copy:|zero page at|UNMAP:|REMOVE:|UFFD transferred pages:|Found) (?:0x)?([0-9a-f]*)(?:[/(]([0-9a-f]+))?`)
 
 // logReader understands the lines of the log.
 type logReader struct {
@@ -27,6 +28,12 @@ type logReader struct {
 	// more.
 	gone  func(pid, address, count uint64)
 	ended func(pid uint64)
+	// restored are the names of tasks by their pid, where they were said.
+	restored map[uint64]string
+}
+
+func newLogReader(gone func(pid, address, count uint64), ended func(pid uint64)) *logReader {
+	return &logReader{faults: newFaults(), gone: gone, ended: ended, restored: map[uint64]string{}}
 }
 
 func (r *logReader) line(line []byte) {
@@ -39,7 +46,11 @@ func (r *logReader) line(line []byte) {
 	pid, _ := strconv.ParseUint(string(m[3]), 10, 64)
 	address, _ := strconv.ParseUint(string(m[5]), 16, 64)
 	task := string(m[2])
+	name, said := r.restored[pid]
+	forked := said && name != task
 	switch string(m[4]) {
+	case "Found":
+		r.restored[pid] = task
 	case "#PF at":
 		r.faults.begin(task, address, at)
 	case "uffd_copy:":
@@ -48,10 +59,15 @@ func (r *logReader) line(line []byte) {
 	case "zero page at":
 		r.faults.drop(task, address)
 	case "UNMAP:", "REMOVE:":
+		if forked {
+			return
+		}
 		size, _ := strconv.ParseUint(string(m[6]), 16, 64)
 		r.gone(pid, address, size/uint64(os.Getpagesize()))
 	default:
-		r.ended(pid)
+		if !forked {
+			r.ended(pid)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,13 +98,49 @@ func StartLazyPages(ctx context.Context, o LazyOptions) (_ *LazyPages, retErr er
 	}
 	go l.pass()
 	go l.readLog()
+	if l.relay != nil {
+		go l.expect(o.Images)
+	}
 	return l, nil
+}
+
+// expect tells the relay which pages have to come. What it is not told of CRIU asks
+// for all the same.
+func (l *LazyPages) expect(images string) {
+	names, _ := filepath.Glob(filepath.Join(images, "pagemap-*.img")) //nolint:errcheck // the pattern is well-formed
+	for _, name := range names {
+		task, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(name), "pagemap-"), ".img"), 10, 64)
+		if err != nil {
+			continue // of memory that is shared
+		}
+		if ranges, err := lazyRanges(name); err == nil {
+			l.relay.expect(task, ranges)
+		}
+	}
+}
+
+// pairBuffer is how many bytes a pair of sockets takes that leads to a criu, so that
+// neither side waits for the other all the time.
+const pairBuffer = 4 << 20
+
+// widen sets the buffers of a pair of sockets. Without CAP_NET_ADMIN, or with a
+// smaller limit, they stay as they are.
+func widen(pair ...*os.File) {
+	for _, f := range pair {
+		unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, pairBuffer) //nolint:errcheck // see above
+		unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, pairBuffer) //nolint:errcheck // see above
+	}
 }
 
 // readLog follows what the process says, to its end.
 func (l *LazyPages) readLog() {
 	defer close(l.logged)
-	r := &logReader{faults: newFaults(), gone: l.held.arrived, ended: l.held.end}
+	r := newLogReader(l.held.arrived, func(pid uint64) {
+		l.held.end(pid)
+		if l.relay != nil {
+			l.relay.forget(pid)
+		}
+	})
 	if r.followLog(filepath.Join(l.work, LazyLog), l.ended) == nil {
 		l.faults = summarize(r.faults.waits)
 	}
@@ -153,6 +190,7 @@ func (l *LazyPages) start(o LazyOptions, inner string, status *os.File) error {
 		if err != nil {
 			return fmt.Errorf("socket for pages: %w", err)
 		}
+		widen(theirs, mine)
 		args = append(args, "--page-server", "--ps-socket", "4")
 		// Both ends: were the other one only ours, criu would fail when we are
 		// killed, and zeroes would be the rest of the memory.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,7 +87,7 @@ func New(conn io.ReadWriteCloser, role Role) (*Session, error) {
 	if role == Destination {
 		open = smux.Server
 	}
-	mux, err := open(l, config)
+	mux, err := open(l.vectored(), config)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("multiplex connection: %w", err)
@@ -121,6 +122,27 @@ func (l *link) Write(b []byte) (int, error) {
 	n, err := l.note(l.ReadWriteCloser.Write(b))
 	l.sent.Add(int64(n))
 	return n, err
+}
+
+// vectored returns the link as one whose writes are gathered, if it is a plain socket:
+// frames go without being copied to their headers first.
+func (l *link) vectored() io.ReadWriteCloser {
+	switch l.ReadWriteCloser.(type) {
+	case *net.UnixConn, *net.TCPConn:
+		return &vectoredLink{l}
+	}
+	return l
+}
+
+// vectoredLink is what smux looks for.
+type vectoredLink struct{ *link }
+
+// WriteBuffers writes all of v, and leaves v as it is.
+func (l *vectoredLink) WriteBuffers(v [][]byte) (int, error) {
+	buffers := append(net.Buffers{}, v...) // it is used up
+	n, err := buffers.WriteTo(l.ReadWriteCloser)
+	l.sent.Add(n)
+	return l.note(int(n), err)
 }
 
 func (l *link) Close() error {

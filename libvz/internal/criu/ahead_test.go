@@ -1,0 +1,177 @@
+package criu
+
+import (
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+var pageSize = uint64(os.Getpagesize())
+
+// pagesAt is a range at the address of page number first.
+func pagesAt(first uint64, pages int) pageRange {
+	return pageRange{address: first * pageSize, pages: pages}
+}
+
+func spanAt(task, first uint64, count int) span { return span{task, first * pageSize, count} }
+
+func TestAheadGoesByTheTasksInTurn(t *testing.T) {
+	var a ahead
+	a.expect(1, []pageRange{pagesAt(10, 3), pagesAt(100, 5)})
+	a.expect(2, []pageRange{pagesAt(10, 2)})
+	a.expect(3, nil)
+	a.expect(2, []pageRange{pagesAt(500, 2)}) // said twice
+	if n := a.begin(spanAt(1, 101, 9), 2); n != 2 {
+		t.Errorf("%d pages to begin with", n)
+	}
+	if n := a.begin(spanAt(1, 100, 9), 9); n != 1 {
+		t.Errorf("%d pages up to those that are under way", n)
+	}
+	if n := a.begin(spanAt(1, 102, 1), 9); n != 1 {
+		t.Errorf("%d pages where all are under way", n)
+	}
+	if n := a.begin(spanAt(9, 100, 700), 9); n != 700 {
+		t.Errorf("%d pages of a task that is not known", n)
+	}
+	var got []span
+	for s, ok := a.pick(4); ok; s, ok = a.pick(4) {
+		got = append(got, s)
+	}
+	if want := []span{spanAt(1, 10, 3), spanAt(2, 10, 2), spanAt(1, 103, 2)}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	a.missed(spanAt(2, 11, 1))
+	if s, ok := a.pick(4); !ok || s != spanAt(2, 11, 1) {
+		t.Errorf("%v %v in place of what has not come", s, ok)
+	}
+	a.missed(spanAt(1, 10, 3))
+	a.forget(1)
+	if s, ok := a.pick(4); ok {
+		t.Errorf("%v of a task that has ended", s)
+	}
+}
+
+func TestAheadFollowsFaults(t *testing.T) {
+	var a ahead
+	a.expect(1, []pageRange{pagesAt(0, 3000)})
+	near := func() (first uint64, count int) {
+		for s, ok := a.pickNear(64); ok; s, ok = a.pickNear(64) {
+			if count == 0 {
+				first = s.address / pageSize
+			}
+			count += s.count
+		}
+		return first, count
+	}
+	for _, c := range []struct {
+		fault, first uint64
+		count        int
+	}{
+		{1000, 1000, 16}, // nobody knows
+		{1001, 1016, 17}, // on it goes, so twice as many
+		{1002, 1033, 33},
+		{50, 50, 16}, // elsewhere
+		{7000, 0, 0}, // nowhere
+		{2990, 2990, 10},
+	} {
+		a.fault(1, c.fault*pageSize)
+		if first, count := near(); first != c.first || count != c.count {
+			t.Errorf("after a fault at %d: %d pages from %d, want %d from %d", c.fault, count, first, c.count, c.first)
+		}
+	}
+	for i := range uint64(200) {
+		a.fault(1, (1003+i)*pageSize)
+	}
+	if _, count := near(); count > nearMost+200 {
+		t.Errorf("%d pages ahead", count)
+	}
+}
+
+// Whatever is asked for in between, each page is given once, and none across two pipes.
+func TestAheadGivesEachPageOnce(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		var a ahead
+		ranges := map[uint64][]pageRange{}
+		left := map[span]bool{}
+		for task := range uint64(3) {
+			at := uint64(1)
+			for range random.IntN(20) {
+				r := pagesAt(at, 1+random.IntN(2000))
+				ranges[task] = append(ranges[task], r)
+				for n := range r.pages {
+					left[spanAt(task, at+uint64(n), 1)] = true
+				}
+				at += uint64(r.pages + random.IntN(3))
+			}
+			a.expect(task, ranges[task])
+		}
+		given := func(s span) {
+			for n := range s.count {
+				one := span{s.task, s.address + uint64(n)*pageSize, 1}
+				if !left[one] {
+					t.Fatalf("%v is given twice, or there is none", one)
+				}
+				delete(left, one)
+			}
+			first, _ := numberAt(ranges[s.task], s.address)
+			if first/pipePages != (first+s.count-1)/pipePages {
+				t.Fatalf("%v is in two pipes", s)
+			}
+		}
+		for len(left) > 0 {
+			task, at := random.Uint64N(3), random.Uint64N(10000)
+			switch random.IntN(4) {
+			case 0:
+				a.fault(task, at*pageSize)
+			case 1:
+				if s := spanAt(task, at, 1); left[s] {
+					s.count = a.begin(spanAt(task, at, 300), 256)
+					for n := range s.count {
+						delete(left, spanAt(task, at+uint64(n), 1))
+					}
+				}
+			case 2:
+				if s, ok := a.pickNear(256); ok {
+					given(s)
+				}
+			default:
+				s, ok := a.pick(1 + random.IntN(256))
+				if !ok {
+					t.Fatalf("%d pages are never given", len(left))
+				}
+				given(s)
+			}
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	for _, c := range []struct {
+		name              string
+		bandwidth, tripMS int
+		atLeast, atMost   int
+	}{
+		{"a fast connection", 4 << 30, 0, windowMost, windowMost},
+		{"a gigabit", 118 << 20, 1, 1 << 20, 4 << 20},
+		{"far away", 118 << 20, 50, 1 << 20, windowMost},
+		{"a slow connection", 1 << 20, 1, windowLeast, 2 * windowLeast},
+	} {
+		var p pace
+		p.begin()
+		for range 500 {
+			if p.piece() <= 0 || p.piece() > p.window {
+				t.Fatalf("%s: pieces of %d in a window of %d", c.name, p.piece(), p.window)
+			}
+			// A window under way fills the connection from some size on.
+			trip := float64(c.tripMS) / 1000
+			queue := max(float64(p.window)/float64(c.bandwidth), trip)
+			p.answered(time.Duration((queue + 0.0001) * float64(time.Second)))
+		}
+		if p.window < c.atLeast || p.window > c.atMost {
+			t.Errorf("%s: a window of %d", c.name, p.window)
+		}
+	}
+}

@@ -1,0 +1,40 @@
+package criu
+
+import "time"
+
+const (
+	// Between these, in bytes, is what is under way that CRIU has not asked for.
+	windowLeast, windowMost = 128 << 10, 8 << 20
+	// How much longer than the quickest answer one may take: a page for which a task
+	// waits has to wait behind all that is under way. Below shortQueue there may be
+	// more of it, above longQueue there must be less.
+	shortQueue, longQueue = 10 * time.Millisecond, 30 * time.Millisecond
+)
+
+// pace says how much is asked for before CRIU does. Not enough, and the connection is
+// idle for a part of each round trip; too much, and tasks wait. So it follows what
+// answers take, beyond what the quickest one took.
+type pace struct {
+	window   int // bytes
+	quickest time.Duration
+}
+
+// begin is called when a connection begins.
+func (p *pace) begin() { *p = pace{window: windowLeast} }
+
+// answered is told how long an answer took, from the request to its last byte.
+func (p *pace) answered(took time.Duration) {
+	if p.quickest == 0 || took < p.quickest {
+		p.quickest = took
+	}
+	switch late := took - p.quickest; {
+	case late < shortQueue:
+		p.window = min(p.window+p.window/8, windowMost)
+	case late > longQueue:
+		p.window = max(p.window-p.window/8, windowLeast)
+	}
+}
+
+// piece is how many bytes are to be asked for at a time: several of them fit into the
+// window.
+func (p *pace) piece() int { return p.window / 4 }
