@@ -133,8 +133,10 @@ func TestAddressesOfNone(t *testing.T) {
 func TestDNS(t *testing.T) {
 	for _, tt := range []struct{ name, says, servers, search, options string }{
 		{"none", "", "[]", "[]", "[]"},
-		{"all", `"nameservers": ["10.3.0.1", "fd00::1"], "domain": "a.example", "search": ["b.example", "c.example"], "options": ["ndots:2"]`,
-			"[10.3.0.1 fd00::1]", "[b.example c.example]", "[ndots:2]"},
+		{
+			"all", `"nameservers": ["10.3.0.1", "fd00::1"], "domain": "a.example", "search": ["b.example", "c.example"], "options": ["ndots:2"]`,
+			"[10.3.0.1 fd00::1]", "[b.example c.example]", "[ndots:2]",
+		},
 		{"a domain alone", `"nameservers": ["10.3.0.1"], "domain": "a.example"`, "[10.3.0.1]", "[a.example]", "[]"},
 		{"no address", `"nameservers": ["x y"]`, "[x y]", "[]", "[]"},
 	} {
