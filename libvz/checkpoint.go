@@ -172,6 +172,7 @@ type dumpPlan struct {
 	export   exporter
 	listener net.Listener // for who wants the memory of a lazy one; may be nil
 	sent     int64        // bytes of memory
+	sealed   bool         // the images are complete
 	// handOver, where not nil, is called in place of the commit, and undo in
 	// place of undoCheckpoint where handOver did not leave the outcome open:
 	// the images go to another host, and need not outlive this one.
@@ -295,7 +296,6 @@ func freezer(st *libcontainer.State) string {
 // guest can run on, and after it the images are whole.
 func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Stats, error) {
 	c.host.event(Event{ID: c.id, Step: "dumping"})
-	sealed := false
 	d.opts.Started = noteCriu(e)
 	var waited time.Duration
 	d.opts.Stage = func(s criu.Stage) error {
@@ -304,38 +304,14 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		switch s.Name {
 		case "pre-dump":
 			d.stopping = asked
-			return nil
 		case "network-lock":
 			return thawGuest(e)
 		case "network-unlock":
 			return refreezeGuest(e)
 		case "post-dump":
-		default:
-			return nil
+			return c.atPostDump(ctx, e, d, s)
 		}
-		if err := refreezeGuest(e); err != nil {
-			return err
-		}
-		if err := d.saveCgroups(); err != nil {
-			return err
-		}
-		if err := c.saveArmed(d); err != nil {
-			return err
-		}
-		if err := d.seal(); err != nil {
-			return err
-		}
-		sealed = true
-		if d.handOver != nil && d.opts.Lazy == nil {
-			return d.handOver(s)
-		}
-		if err := d.export.atPostDump(ctx, d); err != nil {
-			return err
-		}
-		if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
-			return nil // a lazy one commits when its memory has gone
-		}
-		return e.Step(stepCommitted)
+		return nil
 	}
 	begun := time.Now()
 	measured, err := d.runCriu(ctx)
@@ -349,7 +325,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	if err != nil {
 		return nil, errors.Join(d.export.explain(c.explainShared(e, c.explainDump(err))), c.host.undoCheckpoint(e))
 	}
-	if !sealed { // a pre-dump has no post-dump stage
+	if !d.sealed { // a pre-dump has no post-dump stage
 		if err := d.manifest.seal(d.opts.Images, true); err != nil {
 			return nil, errors.Join(err, c.host.undoCheckpoint(e))
 		}
@@ -371,6 +347,34 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 	}
 	c.host.event(Event{ID: c.id, Step: "removing"})
 	return stats, c.afterDump(ctx, e, d.manifest.Links)
+}
+
+// atPostDump makes the images complete while the tasks stand still, and decides where
+// that is the end of them here.
+func (c *Container) atPostDump(ctx context.Context, e *store.Entry, d *dumpPlan, s criu.Stage) error {
+	if err := refreezeGuest(e); err != nil {
+		return err
+	}
+	if err := d.saveCgroups(); err != nil {
+		return err
+	}
+	if err := c.saveArmed(d); err != nil {
+		return err
+	}
+	if err := d.seal(); err != nil {
+		return err
+	}
+	d.sealed = true
+	if d.handOver != nil && d.opts.Lazy == nil {
+		return d.handOver(s)
+	}
+	if err := d.export.atPostDump(ctx, d); err != nil {
+		return err
+	}
+	if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
+		return nil // a lazy one commits when its memory has gone
+	}
+	return e.Step(stepCommitted)
 }
 
 // runCriu has CRIU work in a mount namespace of its own, where it is told what is

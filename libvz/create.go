@@ -58,23 +58,8 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUnprivileged(spec); err != nil {
+	if err := h.fit(id, spec, o); err != nil {
 		return nil, err
-	}
-	if err := h.fitInit(id, spec); err != nil {
-		return nil, err
-	}
-	if err := checkIdentity(spec); err != nil {
-		return nil, err
-	}
-	if err := h.offerLxcfs(id, spec); err != nil {
-		return nil, err
-	}
-	if err := h.planNetwork(id, spec, o.Net); err != nil {
-		return nil, err
-	}
-	if o.Notify {
-		h.offerNotify(id, spec)
 	}
 	p, err := newProcess(spec.Process, o.Stdio)
 	if err != nil {
@@ -91,35 +76,7 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	defer n.entry.Close()
 	defer func() { retErr = n.settle("create", retErr) }()
 	defer func() { n.asked.Close() }()
-	err = n.build("create", func() error {
-		n.askNeighbours()
-		if err := n.root.mount(ctx, n.userns); err != nil {
-			return err
-		}
-		n.checkHandles()
-		if err := n.makeNodes(); err != nil {
-			return err
-		}
-		if err := n.showRootfs(); err != nil {
-			return err
-		}
-		if o.Notify {
-			if err := h.makeNotifyFolder(id); err != nil {
-				return err
-			}
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := n.start(p); err != nil {
-			return err
-		}
-		if err := n.verifyProc(); err != nil {
-			return err
-		}
-		return n.correctState()
-	})
-	if err != nil {
+	if err := n.build("create", func() error { return n.startInit(ctx, p, o.Notify) }); err != nil {
 		return nil, err
 	}
 	if err := n.setUpNetwork(ctx); err != nil {
@@ -130,6 +87,60 @@ func (h *Host) create(ctx context.Context, id, bundle string, o CreateOptions) (
 	}
 	h.warnOfTwins(id, n.entry.UUID)
 	return &Container{host: h, id: id, lc: n.lc, init: &Process{lp: p}, loaded: h.stampOf(id)}, nil
+}
+
+// fit changes a configuration so that this host can do what it says, or refuses it.
+func (h *Host) fit(id string, spec *specs.Spec, o CreateOptions) error {
+	if err := checkUnprivileged(spec); err != nil {
+		return err
+	}
+	if err := h.fitInit(id, spec); err != nil {
+		return err
+	}
+	if err := checkIdentity(spec); err != nil {
+		return err
+	}
+	if err := h.offerLxcfs(id, spec); err != nil {
+		return err
+	}
+	if err := h.planNetwork(id, spec, o.Net); err != nil {
+		return err
+	}
+	if o.Notify {
+		h.offerNotify(id, spec)
+	}
+	return nil
+}
+
+// startInit mounts what the container's root is made of and starts its first
+// process, which waits to be told to go on.
+func (n *nascent) startInit(ctx context.Context, p *libcontainer.Process, notify bool) error {
+	n.askNeighbours()
+	if err := n.root.mount(ctx, n.userns); err != nil {
+		return err
+	}
+	n.checkHandles()
+	if err := n.makeNodes(); err != nil {
+		return err
+	}
+	if err := n.showRootfs(); err != nil {
+		return err
+	}
+	if notify {
+		if err := n.host.makeNotifyFolder(n.id); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := n.start(p); err != nil {
+		return err
+	}
+	if err := n.verifyProc(); err != nil {
+		return err
+	}
+	return n.correctState()
 }
 
 func needRoot() error {

@@ -257,71 +257,80 @@ func (r *revival) restore(ctx context.Context) (*Stats, error) {
 		}
 	}
 	var stats *Stats
-	err := r.build("restore", func() error {
-		if r.host.offersNotify(r.id, r.spec) {
-			if err := r.host.makeNotifyFolder(r.id); err != nil {
-				return err
-			}
-		}
-		if err := r.reserveNetwork(ctx); err != nil {
-			return err
-		}
-		if err := r.startLazy(ctx, work); err != nil {
-			return err
-		}
-		if err := r.isolateNetwork(); err != nil {
-			return err
-		}
-		if r.hostNet != nil {
-			defer r.hostNet.Close()
-		}
-		if err := r.fillOptions(ctx, work); err != nil {
-			return err
-		}
-		if r.opts.ImagesDir != nil {
-			defer r.opts.ImagesDir.Close()
-		}
-		joined, err := r.joinNamespaces()
-		defer closeAll(joined)
-		if err != nil {
-			return err
-		}
-		if r.options.AutoDedup {
-			if err := r.manifest.useUp(r.images); err != nil {
-				return err
-			}
-		}
-		r.host.event(Event{ID: r.id, Step: "restoring"})
-		if err := r.known.Lend(); err != nil {
-			return err
-		}
-		begun := time.Now()
-		defer r.abortAfter(ctx)()
-		pid, measured, err := criu.Restore(ctx, r.opts)
-		if err != nil {
-			if errors.Is(err, criu.ErrNoMerge) {
-				return withHint("leave out --share-memory, or use Linux 6.7 or newer", "%w: %w", ErrUnsupported, err)
-			}
-			var ce *criu.Error
-			if errors.As(err, &ce) {
-				return withHint(ce.Remedy, "%w", err)
-			}
-			return err
-		}
-		r.pid = pid
-		if r.lc, err = libcontainer.Load(r.host.opts.Root, r.id); err != nil {
-			return err
-		}
-		if err := r.leaveAside(ctx); err != nil {
-			r.host.warn(r.id, "remove the cgroup of criu: %v", err)
-		}
-		stats = &Stats{
-			Operation: "restore", Criu: time.Since(begun) - r.waited, Bytes: r.manifest.Bytes,
-			Pages: measured.Pages, Tasks: r.manifest.Tasks,
-		}
-		return nil
+	err := r.build("restore", func() (err error) {
+		stats, err = r.prepareAndRun(ctx, work)
+		return err
 	})
 	return stats, err
+}
+
+// prepareAndRun makes what CRIU is to find, and has it restore.
+func (r *revival) prepareAndRun(ctx context.Context, work string) (*Stats, error) {
+	if r.host.offersNotify(r.id, r.spec) {
+		if err := r.host.makeNotifyFolder(r.id); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.reserveNetwork(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.startLazy(ctx, work); err != nil {
+		return nil, err
+	}
+	if err := r.isolateNetwork(); err != nil {
+		return nil, err
+	}
+	if r.hostNet != nil {
+		defer r.hostNet.Close()
+	}
+	if err := r.fillOptions(ctx, work); err != nil {
+		return nil, err
+	}
+	if r.opts.ImagesDir != nil {
+		defer r.opts.ImagesDir.Close()
+	}
+	joined, err := r.joinNamespaces()
+	defer closeAll(joined)
+	if err != nil {
+		return nil, err
+	}
+	if r.options.AutoDedup {
+		if err := r.manifest.useUp(r.images); err != nil {
+			return nil, err
+		}
+	}
+	r.host.event(Event{ID: r.id, Step: "restoring"})
+	return r.runCriu(ctx)
+}
+
+// runCriu has CRIU restore, and loads what it made.
+func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
+	if err := r.known.Lend(); err != nil {
+		return nil, err
+	}
+	begun := time.Now()
+	defer r.abortAfter(ctx)()
+	pid, measured, err := criu.Restore(ctx, r.opts)
+	var ce *criu.Error
+	switch {
+	case errors.Is(err, criu.ErrNoMerge):
+		return nil, withHint("leave out --share-memory, or use Linux 6.7 or newer", "%w: %w", ErrUnsupported, err)
+	case errors.As(err, &ce):
+		return nil, withHint(ce.Remedy, "%w", err)
+	case err != nil:
+		return nil, err
+	}
+	r.pid = pid
+	if r.lc, err = libcontainer.Load(r.host.opts.Root, r.id); err != nil {
+		return nil, err
+	}
+	if err := r.leaveAside(ctx); err != nil {
+		r.host.warn(r.id, "remove the cgroup of criu: %v", err)
+	}
+	return &Stats{
+		Operation: "restore", Criu: time.Since(begun) - r.waited, Bytes: r.manifest.Bytes,
+		Pages: measured.Pages, Tasks: r.manifest.Tasks,
+	}, nil
 }
 
 // fillOptions makes the places that CRIU restores into. It runs in the private
