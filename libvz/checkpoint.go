@@ -178,6 +178,9 @@ type dumpPlan struct {
 	// the images go to another host, and need not outlive this one.
 	handOver func(criu.Stage) error
 	undo     func(*store.Entry) error
+	// stopped, where not nil, is called when all tasks stand still, in each
+	// attempt; never, if the guest has no network of its own.
+	stopped func()
 	// stopping is when CRIU began to stop the tasks.
 	stopping time.Time
 	known    criu.Known
@@ -305,7 +308,13 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		case "pre-dump":
 			d.stopping = asked
 		case "network-lock":
-			return thawGuest(e)
+			if err := thawGuest(e); err != nil {
+				return err
+			}
+			if d.stopped != nil {
+				d.stopped()
+			}
+			return nil
 		case "network-unlock":
 			return refreezeGuest(e)
 		case "post-dump":

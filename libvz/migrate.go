@@ -98,6 +98,7 @@ type migration struct {
 	layers  []layer
 	missing []int // of layers, at the other side
 	ours    error // why it went wrong, where it was not CRIU's doing
+	last    lastPass
 }
 
 // Migrate moves a running container to the host at the other end of conn, where
@@ -277,6 +278,9 @@ func (m *migration) move(ctx context.Context) error {
 		}
 		return m.ours
 	}
+	if !m.o.SharedStorage {
+		d.stopped = func() { m.last.begin(ctx, m.sendLast) }
+	}
 	var undone error
 	d.undo = func(e *store.Entry) error {
 		undone = m.c.host.undoMigration(e)
@@ -285,6 +289,7 @@ func (m *migration) move(ctx context.Context) error {
 	ctx, stop := m.untilSaid(ctx)
 	defer stop()
 	stats, err := m.c.dump(ctx, m.entry, d)
+	m.last.end()
 	switch {
 	case err == nil:
 	case errors.Is(err, ErrUnconfirmed):

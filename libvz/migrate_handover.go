@@ -51,20 +51,12 @@ func (m *migration) handOver(ctx context.Context) error {
 }
 
 // sendAll sends what the other side needs to restore: the images and, at the
-// same time, what has changed of the root file system.
+// same time, what is left of the last pass over the files.
 func (m *migration) sendAll(ctx context.Context) error {
 	m.c.host.event(Event{ID: m.c.id, Step: "sending memory", Total: m.plan.manifest.Bytes})
-	files := make(chan error, 1)
-	go func() {
-		if m.o.SharedStorage {
-			files <- nil
-			return
-		}
-		files <- m.sendRootfs(ctx, true)
-	}()
 	n, err := sendImages(ctx, m.session, m.plan.opts.Images, &m.plan.manifest, streamImages)
 	m.stats.Images = n
-	return errors.Join(err, <-files)
+	return errors.Join(err, m.finishFiles(ctx))
 }
 
 // commit says the word, and waits for the answer. From the moment before it is

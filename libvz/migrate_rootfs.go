@@ -218,8 +218,9 @@ func RelayRsync(args []string) error {
 }
 
 // receiveRootfs runs the rsync that the other side asks for, with its work
-// confined to root: a mount of its own, in which no symbolic link is followed.
-func receiveRootfs(ctx context.Context, stream *wire.Stream, root string, args []string) error {
+// confined to root: a mount of its own, in which no symbolic link is followed. The other
+// side goes on when finish has returned.
+func receiveRootfs(ctx context.Context, stream *wire.Stream, root string, args []string, finish func() error) error {
 	defer stream.Close()
 	args, err := serverArgs(args)
 	if err != nil {
@@ -242,6 +243,9 @@ func receiveRootfs(ctx context.Context, stream *wire.Stream, root string, args [
 	}()
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("receive files: rsync: %w: %s", err, lastLine(complaints.String()))
+	}
+	if err := finish(); err != nil {
+		return err
 	}
 	return stream.CloseWrite()
 }

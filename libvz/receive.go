@@ -65,6 +65,7 @@ type reception struct {
 	link      *pageLink
 	faults    *FaultStats
 	rounds    atomic.Int32 // that came
+	flushed   atomic.Bool  // the files of the first pass are synced, or are about to be
 }
 
 // answerPatience bounds the making of an answer, dataPatience the wait for the
@@ -259,14 +260,14 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 		r.rounds.Store(int32(n))
 		serve = func() error { return r.receiveRound(s, n) }
 	case s.Kind == streamRootfs && !r.offer.Shared:
-		serve = func() error { return receiveRootfs(ctx, s, r.rootPlace(), s.Args) }
+		serve = func() error { return receiveRootfs(ctx, s, r.rootPlace(), s.Args, r.flush()) }
 	case s.Kind == streamTemplate && !r.offer.Shared:
 		place, err := r.templatePlace(s.Args)
 		if err != nil {
 			s.Close()
 			return err
 		}
-		serve = func() error { return receiveRootfs(ctx, s, place, s.Args[1:]) }
+		serve = func() error { return receiveRootfs(ctx, s, place, s.Args[1:], r.flush()) }
 	default:
 		s.Close()
 		return fmt.Errorf("%w: a stream of kind %.32q", wire.ErrProtocol, s.Kind)
@@ -277,6 +278,16 @@ func (r *reception) takeStream(ctx context.Context, s *wire.Stream) error {
 		}
 	})
 	return nil
+}
+
+// flush returns what is done at the end of a pass over the files: in the first one,
+// while the guest still runs, they are synced, so that there is less of it to do when it
+// stands still.
+func (r *reception) flush() func() error {
+	if r.flushed.Swap(true) {
+		return func() error { return nil }
+	}
+	return func() error { return syncFS(r.bundle) }
 }
 
 // restore brings the guest back up to the point at which it could run, and lets
@@ -300,11 +311,20 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	}
 	v.entry = r.entry
 	r.revival = v
-	v.consent = func(pid int) error { return r.consent(ctx, pid, begun) }
-	if !r.offer.Shared {
-		if err := syncFS(r.bundle); err != nil {
-			return nil, nil, err
+	// The files are synced while CRIU restores, and before the source hears of it.
+	synced := make(chan error, 1)
+	go func() {
+		if r.offer.Shared {
+			synced <- nil
+			return
 		}
+		synced <- syncFS(r.bundle)
+	}()
+	v.consent = func(pid int) error {
+		if err := <-synced; err != nil {
+			return err
+		}
+		return r.consent(ctx, pid, begun)
 	}
 	// Once the word is there, the source's end is not the guest's.
 	stats, err := v.restore(context.WithoutCancel(ctx))

@@ -431,6 +431,20 @@ killed() {
 		and .total >= .sent_bytes / $rate - 0.1' "$T/stats"
 }
 
+@test "files that have lost their names come with those that CRIU gives them" {
+	BUNDLE=$(app_bundle "$ID" sh -c 'mkdir /d; echo kept >/d/a; ln /d/a /d/b; exec 3</d/a; rm /d/a
+		n=0; while :; do n=$((n+1)); echo $n >>/count; [ ! -e /look ] || cat <&3 >>/seen; sleep 0.05; done')
+	app_up "$BUNDLE" "$ID"
+	wait_lines "$BUNDLE/rootfs/count" 3
+	listen_b
+	run -0 migrate "$ID" "unix://$T/b"
+	runs_at b
+	touch "$(bundles)/$ID/rootfs/look"
+	wait_lines "$(bundles)/$ID/rootfs/seen" 1
+	[[ $(<"$(bundles)/$ID/rootfs/seen") == kept ]]
+	[[ $(ls "$(bundles)/$ID/rootfs/d") == b ]]
+}
+
 # certificate NAME SAN makes $T/NAME.pem and its key, signed by $T/ca.pem.
 certificate() {
 	openssl req -newkey ed25519 -nodes -keyout "$T/$1.key" -out "$T/$1.csr" -subj "/CN=$1" 2>/dev/null

@@ -40,6 +40,13 @@ func RemoveLinks(dir string, pid int) error {
 	return errors.Join(all...)
 }
 
+// HasLinks tells whether a dump, by its images in dir, has given names to open files
+// whose own names were deleted (LinkRemap).
+func HasLinks(dir string) (bool, error) {
+	names, err := links(dir)
+	return len(names) > 0, err
+}
+
 // removeLink removes a name below root, however the guest has changed what lies there.
 func removeLink(root *os.File, name string) error {
 	dir, err := unix.Openat2(int(root.Fd()), path.Dir(name), &unix.OpenHow{
