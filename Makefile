@@ -23,11 +23,19 @@ LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSIO
 LEAN_LDFLAGS := $(LDFLAGS) -X main.fullDir=$(LIBEXECDIR)
 # cgo for libcontainer/nsenter, which enters namespaces before Go starts threads.
 BUILD := CGO_ENABLED=1 $(GO) build -trimpath -buildvcs=false
+# With musl each start takes less than with glibc, which asks the processor about its
+# caches: docs/decisions/0026-two-programs.md. Without musl-gcc it is glibc.
+MUSL_GCC ?= $(shell command -v musl-gcc)
+MUSL := $(CURDIR)/.cache/musl
+ifneq ($(MUSL_GCC),)
+BUILD := CC='$(MUSL_GCC)' CGO_CFLAGS='-O2 -g -idirafter $(MUSL)/include' CGO_LDFLAGS='-O2 -g -L$(MUSL)/lib' $(BUILD)
+endif
 
 export GO TAGS
 
 .PHONY: vzrun
 vzrun: ## Build the static binaries vzrun and vzrun-full (the default)
+	$(if $(MUSL_GCC),contrib/musl '$(MUSL)')
 	$(BUILD) -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@-full .
 	$(BUILD) -tags '$(TAGS) lean' -ldflags '$(LEAN_LDFLAGS)' -o $@ .
 

@@ -2,13 +2,22 @@ package main
 
 /*
 #include <malloc.h>
+#include <stdlib.h>
 
-// One arena of malloc for all threads: Go has threads of its own and calls little
-// C, and each arena is 128 MB of addresses to be mapped and trimmed.
-__attribute__((constructor)) static void share_arena(void)
+__attribute__((constructor)) static void ease_malloc(void)
 {
 #ifdef M_ARENA_MAX
+	// glibc: one arena for all threads. Go has threads of its own and calls little
+	// C, and each arena is 128 MB of addresses to be mapped and trimmed.
 	mallopt(M_ARENA_MAX, 1);
+#else
+	// musl gives the last block of a size back to the kernel, which Go's
+	// runtime allocates and frees for each thread that it starts: a page that is
+	// unmapped interrupts all processors.
+	static void *volatile kept[8];
+
+	for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
+		kept[i] = malloc(16 * i + 8);
 #endif
 }
 */

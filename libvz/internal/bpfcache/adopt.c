@@ -17,6 +17,24 @@
 
 #include "adopt.h"
 
+#ifndef __GLIBC__
+#include <stdarg.h>
+#include <stdio.h>
+
+// A libseccomp that was compiled for glibc calls it when it prints a filter.
+__attribute__((weak)) int __fprintf_chk(FILE *to, int level, const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	(void)level;
+	va_start(args, format);
+	n = vfprintf(to, format, args);
+	va_end(args);
+	return n;
+}
+#endif
+
 #define MAGIC "vzrun-seccomp-1\n"
 #define MAX_SIZE (4096 * 8) // BPF_MAXINSNS
 
