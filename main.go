@@ -37,14 +37,13 @@ func main() {
 
 // tuneRuntime fits the Go runtime to a process that usually lives 20 ms: no
 // collection before 32 MB of heap, and no scheduler for all of a big host's
-// processors (which also ends the runtime's periodic look at the cgroup).
+// processors.
 func tuneRuntime() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(800)
 	}
-	const threads = 2
-	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > threads {
-		runtime.GOMAXPROCS(threads)
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) > processors {
+		runtime.GOMAXPROCS(processors)
 	}
 }
 

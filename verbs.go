@@ -4,6 +4,10 @@ package main
 
 import "github.com/vzrun/vzrun/internal/cli"
 
+// processors is how many this program uses at the most: archives are compressed
+// while they are written.
+const processors = 2
+
 func verbs() []*cli.Command {
 	return []*cli.Command{
 		createCommand(), startCommand(), runCommand(), stateCommand(), listCommand(),

@@ -23,6 +23,10 @@ const selfExe = "/proc/self/exe"
 // fullDir is where full is installed; set by the linker.
 var fullDir = "/usr/local/libexec/vzrun"
 
+// processors is how many this program uses at the most. Its verbs do one thing after
+// the other: with a second one, each goroutine that begins starts or wakes a thread.
+const processors = 1
+
 // verbs are those that engines start for each container, and those with which a
 // guest is used: what they link is paid by every start of every container.
 func verbs() []*cli.Command {
