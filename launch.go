@@ -180,6 +180,9 @@ func (l *launch) tend(g *guestIO, p *libvz.Process, start func() error) (int, er
 	if err := g.handOver(l); err != nil {
 		return 0, err
 	}
+	if g.allCaught != nil {
+		<-g.allCaught // from here on no signal for the guest ends us
+	}
 	if err := start(); err != nil {
 		return 0, err
 	}

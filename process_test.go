@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -32,7 +33,8 @@ func TestParseSignal(t *testing.T) {
 
 func TestForwardableLeavesOurOwnSignals(t *testing.T) {
 	forwarded := map[os.Signal]bool{}
-	for _, s := range forwardable() {
+	classic, realtime := forwardable()
+	for _, s := range slices.Concat(classic, realtime) {
 		forwarded[s] = true
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGUSR1, 37, 64, syscall.SIGCHLD, syscall.SIGWINCH} {

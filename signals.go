@@ -63,15 +63,22 @@ func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
 
 // catchSignals begins to collect every signal that a guest should get. It is
 // called before the guest exists, so that none is lost and none kills vzrun
-// while a container is half made.
-func catchSignals() chan os.Signal {
-	caught := make(chan os.Signal, 256)
-	signal.Notify(caught, forwardable()...)
-	return caught
+// while a container is half made. Go's runtime asks a thread of its own for each
+// signal, which takes long enough that the real-time ones, which nobody sends so
+// early, are left to the time in which we wait for the guest: all is closed when
+// they are caught, too.
+func catchSignals() (caught chan os.Signal, all chan struct{}) {
+	caught, all = make(chan os.Signal, 256), make(chan struct{})
+	classic, realtime := forwardable()
+	signal.Notify(caught, classic...)
+	go func() {
+		defer close(all)
+		signal.Notify(caught, realtime...)
+	}()
+	return caught, all
 }
 
-func forwardable() []os.Signal {
-	var list []os.Signal
+func forwardable() (classic, realtime []os.Signal) {
 	for n := syscall.Signal(1); n <= lastSignal; n++ {
 		switch n {
 		case unix.SIGKILL, unix.SIGSTOP: // cannot be caught
@@ -81,8 +88,12 @@ func forwardable() []os.Signal {
 		case unix.SIGSEGV, unix.SIGBUS, unix.SIGFPE, unix.SIGILL, unix.SIGTRAP, unix.SIGSYS, unix.SIGPROF: // our own faults
 		case firstRealtime - 2, firstRealtime - 1: // the C library's own
 		default:
-			list = append(list, n)
+			if n < firstRealtime {
+				classic = append(classic, n)
+			} else {
+				realtime = append(realtime, n)
+			}
 		}
 	}
-	return list
+	return classic, realtime
 }

@@ -18,6 +18,8 @@ type guestIO struct {
 	receiver *os.File       // where the master of the terminal arrives
 	terminal *terminal      // nil unless the process's terminal is shown on ours
 	signals  chan os.Signal // nil unless we stay attached
+	// allCaught is closed when signals gets all of them; nil as signals is.
+	allCaught chan struct{}
 
 	// Of a console that vzrun holds:
 	held      bool
@@ -66,7 +68,7 @@ func (l *launch) openIO(terminal, held bool) (_ *guestIO, err error) {
 		}
 	}
 	if !l.detach {
-		g.signals = catchSignals()
+		g.signals, g.allCaught = catchSignals()
 		l.becomeSubreaper()
 	}
 	return g, nil
