@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,7 @@ import (
 //   - A timer (timerfd_create(2)) that was set to a point of time comes back with
 //     the time that was left at the checkpoint, without the nanoseconds of the
 //     clock: too late on the wall clock by as long as the guest was away, and up to
-//     a second too early on the others.
+//     a second too early on the others. One that has expired expires once more.
 //   - A file of pressure stall information comes back without its trigger, and then
 //     always has an event: who waits for it spins.
 //
@@ -37,8 +38,9 @@ type Timer struct {
 	FD    int           `json:"fd"`
 	Clock int           `json:"clock"` // of clock_gettime(2)
 	Flags int           `json:"flags"` // of timerfd_settime(2)
-	At    time.Duration `json:"at"`    // ns
+	At    time.Duration `json:"at"`    // ns; 0 = it has expired, and does not again
 	Every time.Duration `json:"every,omitempty"`
+	Ticks uint64        `json:"ticks,omitempty"` // expirations that nobody has read yet
 }
 
 // Trigger is a file of pressure stall information that is open for writing.
@@ -103,7 +105,9 @@ func (a *Armed) look(t Task, dir, name string, ahead map[int]time.Duration) {
 	}
 	if timer, ok := parseTimer(string(info)); ok {
 		timer.Pid, timer.FD = t.Guest, fd
-		timer.At += clockNow(timer.Clock) + ahead[timer.Clock]
+		if timer.At > 0 || timer.Every > 0 {
+			timer.At += clockNow(timer.Clock) + ahead[timer.Clock]
+		}
 		a.Timers = append(a.Timers, timer)
 	}
 }
@@ -167,12 +171,39 @@ func withDescriptor(pid, fd int, fn func(fd int) error) error {
 	return fn(own)
 }
 
+// set takes with the time what CRIU has counted of expirations. The kernel begins a
+// timer with an interval anew when somebody reads it, so one that has expired has to
+// do so here.
 func (t Timer) set(fd int, ahead time.Duration) error {
-	spec := unix.ItimerSpec{
-		Value:    unix.NsecToTimespec(int64(t.At - ahead)),
-		Interval: unix.NsecToTimespec(int64(t.Every)),
+	spec := unix.ItimerSpec{Interval: unix.NsecToTimespec(int64(t.Every))}
+	if t.At != 0 {
+		spec.Value = unix.NsecToTimespec(int64(t.At - ahead))
 	}
-	return unix.TimerfdSettime(fd, t.Flags, &spec, nil)
+	if err := unix.TimerfdSettime(fd, t.Flags, &spec, nil); err != nil || t.Ticks == 0 {
+		return err
+	}
+	if t.Every > 0 {
+		if err := awaitExpiry(fd); err != nil {
+			return err
+		}
+	}
+	const setTicks = 0x40085400 // TFD_IOC_SET_TICKS
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), setTicks, uintptr(unsafe.Pointer(&t.Ticks)))
+	if errno != 0 {
+		return fmt.Errorf("count of expirations: %w", errno)
+	}
+	return nil
+}
+
+// awaitExpiry returns when a timer whose time has passed is known to have expired,
+// or, where its next time is to come, after a moment.
+func awaitExpiry(fd int) error {
+	const moment = 20 // ms
+	_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, moment)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("wait for its expiry: %w", err)
+	}
+	return nil
 }
 
 // set writes only where a guest's own process could: what the descriptor is, is
@@ -262,8 +293,8 @@ func field(fdinfo, key string) string {
 	return ""
 }
 
-// parseTimer reads /proc/PID/fdinfo/FD of a timer that is set to a point of time
-// and has not expired; At is the time until then.
+// parseTimer reads /proc/PID/fdinfo/FD of a timer that is or was set to a point of
+// time; At is the time until then.
 func parseTimer(fdinfo string) (Timer, bool) {
 	var t Timer
 	flags, err := strconv.ParseUint(field(fdinfo, "settime flags:"), 8, 32)
@@ -271,13 +302,16 @@ func parseTimer(fdinfo string) (Timer, bool) {
 		return t, false
 	}
 	t.Flags = int(flags)
-	if t.Clock, err = strconv.Atoi(field(fdinfo, "clockid:")); err != nil || field(fdinfo, "ticks:") != "0" {
+	if t.Clock, err = strconv.Atoi(field(fdinfo, "clockid:")); err != nil {
+		return t, false
+	}
+	if t.Ticks, err = strconv.ParseUint(field(fdinfo, "ticks:"), 10, 64); err != nil {
 		return t, false
 	}
 	left, ok := parsePair(field(fdinfo, "it_value:"))
 	every, ok2 := parsePair(field(fdinfo, "it_interval:"))
 	t.At, t.Every = left, every
-	return t, ok && ok2 && left > 0
+	return t, ok && ok2
 }
 
 func parsePair(text string) (time.Duration, bool) {

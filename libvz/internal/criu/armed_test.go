@@ -2,6 +2,8 @@ package criu
 
 import (
 	"encoding/base64"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,30 +16,83 @@ import (
 const timerInfo = "pos:\t0\nflags:\t02004002\nmnt_id:\t16\nino:\t2075\nclockid: %d\nticks: %d\nsettime flags: %s\nit_value: (%s)\nit_interval: (0, 5)\n"
 
 func TestParseTimer(t *testing.T) {
+	const soon = 3*time.Second + 250
 	for _, c := range []struct {
 		clock, ticks int
 		flags, value string
+		at           time.Duration
 		ok           bool
 	}{
-		{0, 0, "01", "3, 250", true},
-		{0, 0, "03", "3, 250", true},
-		{0, 0, "00", "3, 250", false}, // a span of time: CRIU has it right
-		{1, 2, "01", "3, 250", false}, // has expired
-		{1, 0, "01", "0, 0", false},   // is not set
-		{1, 0, "01", "-1, 0", false},
-		{0, 0, "03", "7427376036, 0", false}, // systemd's, for never
-		{1, 0, "01", "garbage", false},
+		{0, 0, "01", "3, 250", soon, true},
+		{0, 0, "03", "3, 250", soon, true},
+		{0, 0, "00", "3, 250", 0, false}, // a span of time: CRIU has it right
+		{1, 2, "01", "3, 250", soon, true},
+		{1, 0, "01", "0, 0", 0, true}, // has expired, and was read
+		{1, 1, "01", "0, 0", 0, true},
+		{1, 0, "01", "-1, 0", 0, false},
+		{0, 0, "03", "7427376036, 0", 0, false}, // systemd's, for never
+		{1, 0, "01", "garbage", 0, false},
+		{1, -1, "01", "3, 250", 0, false},
 	} {
 		got, ok := parseTimer(fmt.Sprintf(timerInfo, c.clock, c.ticks, c.flags, c.value))
 		if ok != c.ok {
 			t.Errorf("%+v: %v", c, ok)
 		}
-		if ok && (got.At != 3*time.Second+250 || got.Every != 5 || got.Clock != c.clock) {
+		if ok && (got.At != c.at || got.Every != 5 || got.Clock != c.clock || got.Ticks != uint64(c.ticks)) {
 			t.Errorf("%+v: %+v", c, got)
 		}
 	}
 	if _, ok := parseTimer(""); ok {
 		t.Error("nothing is no timer")
+	}
+}
+
+// A timer is set such that who reads it sees what the one that was saved had to say.
+func TestSetTimer(t *testing.T) {
+	const past, interval = time.Second, 10 * time.Hour
+	for _, c := range []struct {
+		name  string
+		timer Timer
+		reads uint64 // 0 = would wait
+		armed bool
+	}{
+		{"to come", Timer{At: time.Hour + clockNow(unix.CLOCK_MONOTONIC)}, 0, true},
+		{"expired and read", Timer{}, 0, false},
+		{"expired", Timer{Ticks: 1}, 1, false},
+		{"expired, with an interval", Timer{At: clockNow(unix.CLOCK_MONOTONIC) - past, Every: interval, Ticks: 3}, 3, true},
+		{"expired, and to come again", Timer{At: time.Hour + clockNow(unix.CLOCK_MONOTONIC), Every: interval, Ticks: 2}, 2, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			// As CRIU leaves one: it has expired this moment.
+			now := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(past))}
+			if err := unix.TimerfdSettime(fd, unix.TFD_TIMER_ABSTIME, &now, nil); err != nil {
+				t.Fatal(err)
+			}
+			c.timer.Flags = unix.TFD_TIMER_ABSTIME
+			if err := c.timer.set(fd, 0); err != nil {
+				t.Fatal(err)
+			}
+			var count [8]byte
+			_, err = unix.Read(fd, count[:])
+			if c.reads == 0 && !errors.Is(err, unix.EAGAIN) || c.reads != 0 && err != nil {
+				t.Fatalf("read: %v", err)
+			}
+			if got := binary.NativeEndian.Uint64(count[:]); got != c.reads {
+				t.Errorf("%d expirations, not %d", got, c.reads)
+			}
+			var left unix.ItimerSpec
+			if err := unix.TimerfdGettime(fd, &left); err != nil {
+				t.Fatal(err)
+			}
+			if armed := left.Value.Nano() > 0; armed != c.armed {
+				t.Errorf("armed: %v", armed)
+			}
+		})
 	}
 }
 
