@@ -241,6 +241,8 @@ has_used_cpu() { on ContainerStats | jq -e '(.stats.cpu.usage_core_nano_seconds.
 	cri CheckpointContainer "$(jq -nc --arg id "$CTR" --arg to "$VZ_TMP/one.tar" '{container_id: $id, location: $to, timeout: "60"}')"
 	tar -tf "$VZ_TMP/one.tar" >"$VZ_TMP/content"
 	grep -qx 'checkpoint/inventory.img' "$VZ_TMP/content"
+	vz checkpoint inspect --format json "$VZ_TMP/one.tar" |
+		jq -e --arg id "$CTR" '.id == $id and .tasks == 1 and .args == ["sleep", "100000"] and (.verified | not)'
 	container_is RUNNING
 	[[ $(inside echo works) == works ]]
 }

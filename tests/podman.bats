@@ -4,6 +4,7 @@
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154
 
 load helpers
+load app
 load engines/podman
 
 setup_file() {
@@ -383,4 +384,42 @@ has_counted() { (($(<"$1") >= $2)); }
 	wait_until "$VZ_PATIENCE" near curl -fsS --max-time 2 http://127.0.0.1:8098/
 	pm rm --force --time 0 "$ID" >/dev/null
 	pm network rm "$network" >/dev/null
+}
+
+# own_bundle ARCHIVE prints a bundle of the test's own for what Podman has exported:
+# its configuration, over its image with what was changed in that.
+own_bundle() {
+	local bundle=$VZ_TMP/own
+	mkdir -m 0700 "$bundle"
+	cp -a "$(pm image mount "$image")" "$bundle/rootfs"
+	pm image unmount "$image" >/dev/null
+	tar -xOf "$1" rootfs-diff.tar | tar -C "$bundle/rootfs" -x
+	tar -xOf "$1" spec.dump >"$bundle/config.json"
+	edit_config "$bundle" '.root.path = "rootfs" | .linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$ID")"
+	echo "$bundle"
+}
+
+@test "what Podman has exported is inspected and restored without Podman, over a copy of its image" {
+	local bundle
+	up "$image" /usr/local/bin/vzguest count /count
+	wait_lines "/proc/$(init_of "$CID")/root/count" 5
+	pm container checkpoint --export "$VZ_TMP/save.tar" "$ID" >/dev/null
+	vz checkpoint inspect --format json "$VZ_TMP/save.tar" | jq -e --arg id "$CID" '.id == $id and .compression == "zstd" and (.verified | not)'
+	fails 1 'no root file system in the archive' vz restore --detach --import "$VZ_TMP/save.tar" --bundle "$VZ_TMP/none" "$ID"
+	bundle=$(own_bundle "$VZ_TMP/save.tar")
+	app_launch restore --detach --import "$VZ_TMP/save.tar" --work-path "$VZ_TMP" --bundle "$bundle" "$ID"
+	grep -q 'nothing in it says that it is whole' "$VZ_TMP/launch.log"
+	wait_lines "$bundle/rootfs/count" $(($(wc -l <"$bundle/rootfs/count") + 5))
+	vz delete --force "$ID"
+	"$bundle/rootfs/usr/local/bin/vzguest" verify "$bundle/rootfs/count"
+}
+
+@test "Podman refuses an archive of vzrun, and has nothing of it" {
+	local bundle
+	bundle=$(app_bundle "$ID" sleep 1000)
+	app_up "$bundle" "$ID"
+	vz checkpoint --export "$VZ_TMP/save.tar.zst" --with-rootfs "$ID"
+	run -125 pm container restore --import "$VZ_TMP/save.tar.zst"
+	[[ $output == *'parsing reference "": repository name must have at least one component'* ]]
+	run -1 pm container exists "$ID"
 }
