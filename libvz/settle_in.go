@@ -37,7 +37,7 @@ func (r *revival) settleIn(ctx context.Context, stats *Stats) {
 // kernel never gives twice (pidfs, Linux 6.9), and restored processes have others.
 // It would drop the messages of all main processes that it knew ("reception only
 // permitted for main PID"): one with a watchdog, as journald, would be restarted
-// when that is over. A reload opens the pidfds again.
+// when that is over. A reload opens the pidfds again, and has users' managers do so.
 func (h *Host) reloadInit(ctx context.Context, id string, pid int, config *configs.Config) {
 	if !numbersPidfds(pid) {
 		return

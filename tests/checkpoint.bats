@@ -153,6 +153,8 @@ add_units() {
 		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); $to = sockaddr_un($ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, $to); while (1) { send(S, "WATCHDOG=1", 0, $to); select(undef, undef, undef, 0.2) }'
 		WatchdogSec=30
 	END
+	# For users' managers, too.
+	cp "$BUNDLE/rootfs/etc/systemd/system/watched.service" "$BUNDLE/rootfs/etc/systemd/user/"
 	unit beat.service <<-'END'
 		[Service]
 		ExecStart=sh -c 'while :; do echo beat >>/srv/beats; sleep 0.1; done'
@@ -420,11 +422,14 @@ main_pid() { guest "$ID" systemctl show --property MainPID --value "$1"; }
 	has_status "$ID" running
 	assert_whole
 	# systemd takes a watchdog's ping only from the process that it knows.
-	seen=$(guest "$ID" systemctl show --value --property WatchdogTimestampMonotonic watched)
-	wait_until 20 eval '[[ $(guest "$ID" systemctl show --value --property WatchdogTimestampMonotonic watched) != "$seen" ]]'
+	seen=$(last_ping)
+	wait_until 20 eval '[[ $(last_ping) != "$seen" ]]'
 	assert_systemd_works "$ID"
 	assert_idle "$(pid_of "$ID")"
 }
+
+# last_ping [--user] prints when the watchdog of watched.service was last heard.
+last_ping() { guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl "$@" show --value --property WatchdogTimestampMonotonic watched; }
 
 ### A restored guest
 
@@ -538,11 +543,14 @@ is_frozen() {
 }
 
 @test "a user's service manager is restored, with its session" {
-	local pid
+	local pid seen
 	guest "$ID" systemctl start user@0
+	guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl --user start watched
 	save "$T/images"
 	load_from "$T/images"
 	touch "$VZ_TMP/restored"
+	seen=$(last_ping --user)
+	wait_until 20 eval '[[ $(last_ping --user) != "$seen" ]]'
 	[[ $(guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl --user is-system-running) == running ]]
 	for pid in $(vz ps --format json "$ID" | jq '.[]'); do
 		[[ $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) != *"systemd --user"* ]] || break

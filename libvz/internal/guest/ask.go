@@ -39,13 +39,34 @@ func Ask(ctx context.Context, pid int, uid, gid uint32) (string, error) {
 }
 
 // Reload lets the systemd that is process pid read its units and look for its
-// services' processes anew, as `systemctl daemon-reload` does, and waits for it.
-// Arguments, rights, trust and delays are those of [Ask].
+// services' processes anew, as `systemctl daemon-reload` does, and waits for it. Then
+// it has the managers of users (`systemd --user`) do so, too, and does not wait for
+// these. Arguments, rights, trust and delays are those of [Ask].
 func Reload(ctx context.Context, pid int, uid, gid uint32) error {
 	return talk(ctx, pid, uid, gid, func(b *bus) error {
-		_, err := b.call(busPath, busIface, "Reload", "")
-		return err
+		if _, err := b.call(busPath, busIface, "Reload", ""); err != nil {
+			return err
+		}
+		return b.reloadUsers()
 	})
+}
+
+// reloadUsers has PID 1 send its users' managers the signal at which they reload
+// (systemd(1)): a reload of their units would make them start anew.
+func (b *bus) reloadUsers() error {
+	const most = 1024 // what a guest can keep us busy with
+	managers, err := b.listUnits(most, "ListUnitsByPatterns", []string{"active"}, []string{"user@*.service"})
+	if err != nil {
+		return fmt.Errorf("managers of users: %w", err)
+	}
+	for _, m := range managers {
+		_, err := b.call(busPath, busIface, "KillUnit", "", m.name, "main", int32(unix.SIGHUP))
+		var answer answerError
+		if err != nil && !errors.As(err, &answer) { // it may have ended
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	return nil
 }
 
 // talk connects to a systemd, once, and has a conversation that ends with ctx.

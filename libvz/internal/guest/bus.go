@@ -121,14 +121,19 @@ type listedUnit struct{ name, description, path string }
 
 // failedUnits returns at most maxFailed of the units in state "failed".
 func (b *bus) failedUnits() ([]listedUnit, error) {
-	r, err := b.call(busPath, busIface, "ListUnitsFiltered", "a(ssssssouso)", []string{"failed"})
+	return b.listUnits(maxFailed, "ListUnitsFiltered", []string{"failed"})
+}
+
+// listUnits returns at most that many of the units that a method lists.
+func (b *bus) listUnits(most int, method string, args ...any) ([]listedUnit, error) {
+	r, err := b.call(busPath, busIface, method, "a(ssssssouso)", args...)
 	if err != nil {
 		return nil, err
 	}
 	size := int(r.uint32())
 	r.align(8)
 	var units []listedUnit
-	for end := r.pos + size; r.pos < end && !r.bad && len(units) < maxFailed; {
+	for end := r.pos + size; r.pos < end && !r.bad && len(units) < most; {
 		r.align(8)
 		u := listedUnit{name: printable(r.string()), description: printable(r.string())}
 		for range 4 { // load, active and sub state, followed unit

@@ -72,8 +72,8 @@ func (w *wireWriter) field(code byte, kind, value string) {
 	w.string(value)
 }
 
-// encodeCall returns a method call. An argument is a string, or a list of
-// strings shorter than 64 KiB.
+// encodeCall returns a method call. An argument is a string, a list of strings
+// shorter than 64 KiB, or a number.
 func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 	var body wireWriter
 	signature := ""
@@ -90,6 +90,9 @@ func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 				body.string(s)
 			}
 			binary.LittleEndian.PutUint32(body.b[at-4:], uint32(len(body.b)-at))
+		case int32:
+			signature += "i"
+			body.uint32(uint32(a))
 		}
 	}
 	w := wireWriter{b: []byte{'l', typeCall, 0, 1}}
