@@ -232,9 +232,12 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 	if err != nil {
 		return nil, err
 	}
-	spec, _, err := loadSpec(c.bundle())
+	spec, bundle, err := loadSpec(c.bundle())
 	if err != nil {
 		return nil, err
+	}
+	if image := spec.Annotations[annotationImage]; image != "" && !filepath.IsAbs(image) {
+		spec.Annotations[annotationImage] = filepath.Join(bundle, image) // for clones
 	}
 	nets, err := c.host.savedNetwork(c.id, netsOf(c.lc))
 	if err != nil {

@@ -39,7 +39,7 @@ type CloneOptions struct {
 
 // Clone makes a new container from the images of a checkpoint, beside its
 // origin and other clones: with a bundle, a root above the frozen one of its
-// origin, ids, a cgroup, a host name, a machine-id, MACs and addresses of its
+// origin (of an image a copy of it), ids, a cgroup, a host name, a machine-id, MACs and addresses of its
 // own. No task of it runs before it has them. Connections of the origin are
 // closed ones in the clone. The images and the origin's root are only read; the
 // latter must be as it was at the checkpoint, and is marked, so that nothing
@@ -99,7 +99,8 @@ type cloning struct {
 	net        vnet.Cloned
 	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
-	// unchanged waits for the answer to whether the origin's root is as it was.
+	// unchanged waits for the answer to whether the origin's root is as it was; nil
+	// where the clone has a copy of it.
 	unchanged func() error
 }
 
@@ -163,10 +164,14 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 	if err := h.makeCloneBundle(id, cl.bundle, cl.generation, spec); err != nil {
 		return nil, err
 	}
-	if err := h.freeze(root, m); err != nil {
+	if root.image != "" {
+		err = h.copyImage(ctx, id, root.image, cl.bundle)
+	} else if err = h.freeze(root, m); err == nil {
+		cl.unchanged = root.unchanged(ctx, m)
+	}
+	if err != nil {
 		return nil, err
 	}
-	cl.unchanged = root.unchanged(ctx, m)
 	return r, h.completeClone(ctx, r, images, chain, m, o)
 }
 
@@ -291,8 +296,10 @@ func (h *Host) planCloneDNS(id string, spec *specs.Spec, cl *cloning, o CloneOpt
 // be. None of its tasks runs.
 func (r *revival) becomeClone(pid int) error {
 	cl := r.clone
-	if err := cl.unchanged(); err != nil {
-		return err
+	if cl.unchanged != nil {
+		if err := cl.unchanged(); err != nil {
+			return err
+		}
 	}
 	if len(cl.net.MACs) > 0 && ownsNamespace(r.spec, specs.NetworkNamespace) {
 		if err := inNetworkOf(pid, func() error { return vnet.Readdress(cl.net.MACs, cl.net.Nets) }); err != nil {

@@ -28,6 +28,7 @@ const frozenMark = "trusted.vzrun.frozen"
 // frozenRoot is the root of a container that was checkpointed.
 type frozenRoot struct {
 	place  string   // root.path of the origin
+	image  string   // that is copied; "" = the clone has an overlay
 	layers []string // of the clone's overlay, the uppermost first
 	owned  string   // what of it the origin could write to
 	flags  string   // of its mount, as annotationOverlayFlags has them
@@ -38,7 +39,9 @@ func frozenRootOf(saved *specs.Spec) (frozenRoot, error) {
 	f := frozenRoot{place: saved.Root.Path}
 	switch rootKind(saved) {
 	case "image":
-		return f, withHint("copy the image and the bundle, and restore under another id", "%w: a clone of a container whose root is an image", ErrUnsupported)
+		var err error
+		f.image, err = clonedImage(saved.Annotations[annotationImage])
+		return f, err
 	case "overlay":
 		f.owned = filepath.Join(f.place, upperName)
 		f.layers = append([]string{f.owned}, strings.Split(saved.Annotations[annotationOverlay], ":")...)
@@ -100,18 +103,22 @@ const anotherToClone = "take another checkpoint, and clone that"
 // while the clone is restored: the function returned waits for the answer, without
 // which no clone runs.
 func (f frozenRoot) unchanged(ctx context.Context, m *manifest) func() error {
-	look := sync.OnceValue(func() error {
-		changed, err := changedSince(ctx, f.owned, m.Created)
-		if err != nil {
-			return fmt.Errorf("look for changes of %s: %w", f.owned, err)
-		}
-		if changed != "" {
-			return withHint(anotherToClone, "%w: the root of the checkpoint has changed since: %s", ErrRefused, changed)
-		}
-		return nil
-	})
+	look := sync.OnceValue(func() error { return refuseChanged(ctx, f.owned, m) })
 	go look() //nolint:errcheck // who asks is told
 	return look
+}
+
+// refuseChanged refuses a directory in which something has changed since the
+// checkpoint.
+func refuseChanged(ctx context.Context, dir string, m *manifest) error {
+	changed, err := changedSince(ctx, dir, m.Created)
+	if err != nil {
+		return fmt.Errorf("look for changes of %s: %w", dir, err)
+	}
+	if changed != "" {
+		return withHint(anotherToClone, "%w: the root of the checkpoint has changed since: %s", ErrRefused, changed)
+	}
+	return nil
 }
 
 func isFrozen(place string) (bool, error) {

@@ -36,7 +36,11 @@ func (cl *cloning) spec(id string, m *manifest, root frozenRoot, o CloneOptions)
 	}
 	delete(spec.Annotations, annotationNet)
 	delete(spec.Annotations, annotationOpen)
-	spec.Annotations[annotationOverlay] = strings.Join(root.layers, ":")
+	if root.image != "" {
+		spec.Annotations[annotationImage] = imageName
+	} else {
+		spec.Annotations[annotationOverlay] = strings.Join(root.layers, ":")
+	}
 	if root.flags != "" {
 		spec.Annotations[annotationOverlayFlags] = root.flags
 	}

@@ -82,6 +82,10 @@ func TestCloneSpec(t *testing.T) {
 
 func TestFrozenRootOf(t *testing.T) {
 	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name        string
 		path        string
@@ -93,7 +97,8 @@ func TestFrozenRootOf(t *testing.T) {
 		{"directory", dir, nil, []string{dir}, dir, nil},
 		{"no directory", dir + "/none", nil, nil, "", fs.ErrNotExist},
 		{"overlay", "/b/rootfs", map[string]string{annotationOverlay: "/t1:/t2"}, []string{"/b/rootfs/upper", "/t1", "/t2"}, "/b/rootfs/upper", nil},
-		{"image", "/b/rootfs", map[string]string{annotationImage: "/b/img"}, nil, "", ErrUnsupported},
+		{"image", "/b/rootfs", map[string]string{annotationImage: image}, nil, "", nil},
+		{"no image", "/b/rootfs", map[string]string{annotationImage: image + "-none"}, nil, "", fs.ErrNotExist},
 		{"colon", "/b:c/rootfs", map[string]string{annotationOverlay: "/t"}, nil, "", ErrUnsupported},
 		{"relative template", "/b/rootfs", map[string]string{annotationOverlay: "t"}, nil, "", ErrUnsupported},
 	} {

@@ -340,6 +340,9 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 	if err := r.root.mount(ctx, nil); err != nil {
 		return err
 	}
+	if err := r.refuseChangedImage(ctx); err != nil {
+		return err
+	}
 	mounts, err := externalMounts(r.config, r.cgroups)
 	if err != nil {
 		return err

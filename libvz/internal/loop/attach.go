@@ -20,8 +20,14 @@ var ErrInUse = errors.New("in use")
 // the file that it was given open: so an image stays locked until its device
 // is gone, whoever took it and however he ended. Those who do not ask for the
 // lock (mount -o loop) are found too, by their device.
-func Lock(image *os.File) error {
-	err := unix.Flock(int(image.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+func Lock(image *os.File) error { return take(image, unix.LOCK_EX) }
+
+// Share takes an image for the caller and others who only read it; ErrInUse where
+// somebody has it for himself alone.
+func Share(image *os.File) error { return take(image, unix.LOCK_SH) }
+
+func take(image *os.File, how int) error {
+	err := unix.Flock(int(image.Fd()), how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrInUse
 	}

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -137,5 +138,93 @@ func TestLockSeesForeignDevices(t *testing.T) {
 	}
 	if err := Lock(open(t, path)); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), device.Name()) {
 		t.Errorf("got %v, want one that names %s", err, device.Name())
+	}
+}
+
+func TestCopyKeepsHoles(t *testing.T) {
+	const size = 96 << 20
+	dir := t.TempDir()
+	from, err := os.Create(filepath.Join(dir, "from"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	if err := from.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{0, 1 << 20, size - 5} {
+		if _, err := from.WriteAt([]byte("data!"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to, err := os.Create(filepath.Join(dir, "to"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	var copied int64
+	if err := Copy(context.Background(), to, from, func(done int64) { copied = done }); err != nil {
+		t.Fatal(err)
+	}
+	was, err := os.ReadFile(from.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := os.ReadFile(to.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(was, is) {
+		t.Error("the copy differs")
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(to.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Blocks*512 > size/2 {
+		t.Errorf("%d bytes on disk of %d", st.Blocks*512, size)
+	}
+	if copied > size/2 {
+		t.Errorf("copied %d", copied)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := to.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Copy(ctx, to, from, nil); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestShare(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	first, second, owner := open(), open(), open()
+	for _, f := range []*os.File{first, second} {
+		if err := Share(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Lock(owner); !errors.Is(err, ErrInUse) {
+		t.Errorf("somebody reads it: %v", err)
+	}
+	first.Close()
+	second.Close()
+	if err := Lock(owner); err != nil {
+		t.Fatal(err)
+	}
+	if err := Share(open()); !errors.Is(err, ErrInUse) {
+		t.Errorf("it has an owner: %v", err)
 	}
 }
