@@ -90,7 +90,7 @@ func (l *launch) restoreContainer(c *cli.Context) (*libvz.Container, *guestIO, e
 		return nil, nil, err
 	}
 	if archive.Imported != nil {
-		images, bundle = archive.Images, archive.Bundle
+		images, bundle, o.Claim = archive.Images, archive.Bundle, archive.Claim
 		if o.WorkPath == "" {
 			o.WorkPath = archive.Work
 		}

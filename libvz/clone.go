@@ -158,7 +158,7 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 			entry.Close()
 		}
 	}()
-	if err := entry.Begin(store.Operation{Name: "restore", Made: cl.bundle, MadeFor: cl.generation}); err != nil {
+	if err := entry.Begin(store.Operation{Name: "restore", Made: cl.bundle, MadeFor: cl.generation, Renew: true}); err != nil {
 		return nil, err
 	}
 	if err := h.makeCloneBundle(id, cl.bundle, cl.generation, spec); err != nil {

@@ -1,6 +1,7 @@
 package libvz
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,15 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
-// ownerName is the file in the bundle of a clone that holds the clone's
-// generation. A journal names both: nothing is removed from a directory that has
-// another one or none, and the file goes last.
+// ownerName is the file in a bundle that vzrun makes, for a clone or of an archive,
+// that holds a random number, the clone's generation. A journal names both: no
+// directory is removed that has another one or none.
 const ownerName = ".vzrun-clone"
 
 // clones is where the bundles lie that Clone chooses the place of.
@@ -29,12 +32,18 @@ func (h *Host) makeCloneBundle(id, bundle, generation string, spec *specs.Spec) 
 		return fmt.Errorf("bundle: %w", err)
 	}
 	// Closed: what the guest writes has un-shifted owners.
-	if err := os.Mkdir(bundle, 0o700); errors.Is(err, fs.ErrExist) {
-		return withHint("name another with --bundle, or remove it", "bundle %s of the clone: %w", bundle, fs.ErrExist)
-	} else if err != nil {
+	unnamed := unnamedBundle(bundle, generation)
+	if err := os.Mkdir(unnamed, 0o700); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	if err := store.WriteState(filepath.Join(bundle, ownerName), []byte(generation), 0o600); err != nil {
+	if err := store.WriteState(filepath.Join(unnamed, ownerName), []byte(generation), 0o600); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, unnamed, unix.AT_FDCWD, bundle, unix.RENAME_NOREPLACE)
+	if errors.Is(err, fs.ErrExist) {
+		return withHint("name another with --bundle, or remove it", "bundle %s of the clone: %w", bundle, fs.ErrExist)
+	}
+	if err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
 	rootfs := filepath.Join(bundle, rootfsName)
@@ -57,6 +66,11 @@ func (h *Host) makeCloneBundle(id, bundle, generation string, spec *specs.Spec) 
 	return store.WriteState(filepath.Join(bundle, "config.json"), append(data, '\n'), 0o600)
 }
 
+// unnamedBundle is the name of a bundle until its owner is written in it.
+func unnamedBundle(bundle, generation string) string {
+	return filepath.Join(filepath.Dir(bundle), "."+filepath.Base(bundle)+".vzrun-"+generation)
+}
+
 // ownIDs gives a configuration a range of ids that nobody else has. The guest's
 // side of its mapping stays as it is: the images speak of that.
 func (h *Host) ownIDs(id, bundle, rootfs string, spec *specs.Spec) error {
@@ -77,36 +91,77 @@ func (h *Host) ownIDs(id, bundle, rootfs string, spec *specs.Spec) error {
 	return nil
 }
 
-// removeMade removes a bundle that was made for a clone of that generation, and
-// an empty directory that was to be one. It is idempotent.
+// removeMade removes a bundle that was made for that owner, and what was to be one.
+// It is idempotent: one that is removed has no name while that goes on.
 func removeMade(bundle, generation string) error {
+	parent, unnamed := filepath.Dir(bundle), unnamedBundle(bundle, generation)
+	if err := store.RemoveTree(parent, filepath.Base(unnamed)); err != nil {
+		return err
+	}
 	owner, err := bundleOwner(bundle)
-	if err != nil {
+	if err != nil || owner != generation {
+		return err // somebody else's, or nobody's
+	}
+	if err := os.Rename(bundle, unnamed); err != nil {
 		return err
 	}
-	if owner == "" {
-		err := os.Remove(bundle)
-		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.ENOTDIR) {
-			return nil
-		}
-		return err
+	return store.RemoveTree(parent, filepath.Base(unnamed))
+}
+
+// keepMade notes that a bundle which Delete does not remove is its user's, if the
+// tasks that are restored there run.
+func (h *Host) keepMade(op *store.Operation) {
+	if op.Made != "" && filepath.Dir(op.Made) != h.clones() {
+		op.Kept = time.Now()
 	}
-	if owner != generation {
-		return nil // somebody else's
+}
+
+// undoMade removes the bundle that an operation made. One that was kept is left where
+// something has changed in it: it may be that its tasks ran, and have ended since.
+func (h *Host) undoMade(ctx context.Context, e *store.Entry) error {
+	op := e.Operation
+	if op.Made == "" {
+		return nil
 	}
-	entries, err := os.ReadDir(bundle)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if e.Name() == ownerName {
-			continue
-		}
-		if err := store.RemoveTree(bundle, e.Name()); err != nil {
+	if !op.Kept.IsZero() {
+		changed, err := writtenSince(ctx, op.Made, op.Kept)
+		if err != nil {
 			return err
 		}
+		if changed {
+			h.handOver(e)
+			return nil
+		}
 	}
-	return store.RemoveTree(filepath.Dir(bundle), filepath.Base(bundle))
+	return removeMade(op.Made, op.MadeFor)
+}
+
+// writtenSince tells whether something in the root of a bundle that was made has
+// changed after a moment.
+func writtenSince(ctx context.Context, bundle string, moment time.Time) (bool, error) {
+	root := filepath.Join(bundle, rootfsName)
+	if st, err := os.Lstat(filepath.Join(root, upperName)); err == nil && st.IsDir() {
+		root = filepath.Join(root, upperName)
+	}
+	if st, err := os.Lstat(filepath.Join(bundle, imageName)); err == nil && st.ModTime().After(moment) {
+		return true, nil
+	}
+	changed, err := changedSince(ctx, root, moment)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return changed != "", err
+}
+
+// handOver leaves a bundle that was made to its user. It is idempotent.
+func (h *Host) handOver(e *store.Entry) {
+	if e.Operation == nil || e.Operation.Kept.IsZero() {
+		return
+	}
+	path := filepath.Join(e.Operation.Made, ownerName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		h.warn(e.ID, "%v", err)
+	}
 }
 
 // bundleOwner returns the generation of the clone that a bundle was made for, ""

@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
 func savedSystem() *specs.Spec {
@@ -291,7 +293,6 @@ func TestRemoveMade(t *testing.T) {
 		{"its own", bundle("c1", "rootfs/upper/x"), true},
 		{"another's", bundle("c2", "rootfs"), false},
 		{"nobody's", bundle("", "rootfs"), false},
-		{"empty", bundle(""), true},
 		{"none", filepath.Join(t.TempDir(), "none"), true},
 	} {
 		for range 2 {
@@ -306,5 +307,47 @@ func TestRemoveMade(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(test.dir, "rootfs")); !test.gone && err != nil {
 			t.Errorf("%s: %v", test.name, err)
 		}
+	}
+}
+
+// A bundle that was handed over is not removed if somebody may have lived in it.
+func TestUndoMade(t *testing.T) {
+	h := &Host{opts: Options{IDs: filepath.Join(t.TempDir(), "ids.json")}}
+	for _, c := range []struct {
+		name string
+		kept time.Duration // after now; 0 = it was not
+		path string        // of what is written at this moment
+		gone bool
+	}{
+		{"not handed over", 0, "rootfs/x", true},
+		{"nothing written", time.Hour, "rootfs/x", true},
+		{"a file", -time.Hour, "rootfs/x", false},
+		{"a file of an overlay", -time.Hour, "rootfs/upper/x", false},
+		{"an image", -time.Hour, imageName, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "bundle")
+			if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(c.path)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for name, text := range map[string]string{c.path: "", ownerName: "me"} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			op := &store.Operation{Made: dir, MadeFor: "me"}
+			if c.kept != 0 {
+				op.Kept = time.Now().Add(c.kept)
+			}
+			if err := h.undoMade(context.Background(), &store.Entry{Record: store.Record{Operation: op}}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) != c.gone {
+				t.Errorf("gone: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, ownerName)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("its owner is still written there: %v", err)
+			}
+		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -272,8 +273,8 @@ func (n *nascent) begin(op string) (err error) {
 	return n.entry.Save()
 }
 
-// journal begins the operation, or goes on with that of a clone, which has begun
-// with its bundle.
+// journal begins the operation, or goes on with that of a clone or of an archive,
+// which has begun with its bundle.
 func (n *nascent) journal(op store.Operation) error {
 	if n.entry.Operation == nil {
 		return n.entry.Begin(op)
@@ -398,6 +399,7 @@ func (n *nascent) start(p *libcontainer.Process) error {
 // everything that it names.
 func (n *nascent) settle(op string, failed error) error {
 	if failed == nil {
+		n.host.handOver(n.entry)
 		return n.entry.End()
 	}
 	if n.entry.Operation == nil { // only the lock was taken
@@ -405,7 +407,7 @@ func (n *nascent) settle(op string, failed error) error {
 	}
 	// Only a death after the commit is healed forward; what has failed is
 	// not to be left behind.
-	n.entry.Operation.Step = ""
+	n.entry.Operation.Step, n.entry.Operation.Kept = "", time.Time{}
 	if err := n.host.undo(n.entry); err != nil {
 		return errors.Join(failed, fmt.Errorf("clean up after the failed %s: %w", op, err))
 	}

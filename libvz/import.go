@@ -4,6 +4,7 @@ package libvz
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,36 +45,35 @@ type ImportOptions struct {
 	WorkPath string
 }
 
-// Imported is an archive that was verified and unpacked for a restore.
+// Imported is an archive that was verified and unpacked for a Restore, which takes the
+// Claim among its options. It must be closed.
 type Imported struct {
-	// Images and Bundle are what Restore takes, Work where its log may go.
+	// Images and Bundle are what is restored, Work where its log may go.
 	Images, Bundle, Work string
+	// Claim has the id, and the bundle that was made; nil where none was.
+	Claim *Claim
 
-	made    bool // the bundle is new
 	private *archive.Folder
 }
 
 // Import reads an archive to its end, verifies all of it, and unpacks what a
-// restore under that id needs. Nothing is left of it, and no container was
-// touched, where it returns an error: one that wraps ErrExist (the container),
-// ErrUnsupported (another architecture, a newer version), ErrRefused (an archive
-// that is damaged, or that no checkpoint makes) or another.
+// restore under that id needs. The id is locked until the restore is over or Close
+// is called, if a bundle was made: one that a process leaves that is killed goes
+// with the next call for the id. Nothing is left, and no container was touched, where
+// it returns an error: one that wraps ErrExist (the container), ErrBusy,
+// ErrUnsupported (another architecture, a newer version), ErrRefused (an archive that
+// is damaged, or that no checkpoint makes) or another.
 func (h *Host) Import(ctx context.Context, id string, o ImportOptions) (*Imported, error) {
 	i, err := h.importArchive(ctx, id, o)
 	return i, fail("restore", id, explainArchive(err))
 }
 
-// Close removes what the restore no longer needs: private images, and the bundle
-// where it was made and failure is not nil. A log of CRIU that failure may name
+// Close removes what the restore no longer needs: private images, and a bundle that
+// was made and that nothing was restored from. A log of CRIU that failure may name
 // stays.
 func (i *Imported) Close(failure error) error {
 	var ce *criu.Error
-	errs := []error{dropPrivate(i.private, criu.RestoreLog, errors.As(failure, &ce))}
-	if i.made && failure != nil {
-		i.made = false
-		errs = append(errs, store.RemoveTree(filepath.Dir(i.Bundle), filepath.Base(i.Bundle)))
-	}
-	return errors.Join(errs...)
+	return errors.Join(dropPrivate(i.private, criu.RestoreLog, errors.As(failure, &ce)), i.Claim.release())
 }
 
 func (h *Host) importArchive(ctx context.Context, id string, o ImportOptions) (i *Imported, err error) {
@@ -117,7 +117,7 @@ func (h *Host) importArchive(ctx context.Context, id string, o ImportOptions) (i
 	if contents.Digest == "" {
 		h.warn(id, "the archive was written by another program: nothing in it says that it is whole")
 	}
-	return plan.settle(id, contents)
+	return h.settleImport(plan, id, contents)
 }
 
 func openArchive(o ArchiveSource) (*archive.Reader, error) {
@@ -222,6 +222,9 @@ func planImport(id string, o ImportOptions, h *archive.Header) (*importPlan, err
 	return p, nil
 }
 
+// bundlePrefix begins the names of bundles that have no name of their own yet.
+const bundlePrefix = ".vzrun-bundle-"
+
 // templateName is the n-th directory below an overlay, in a bundle that was made
 // of an archive.
 func templateName(n int) string { return fmt.Sprintf("%s/%d", templatesName, n) }
@@ -242,7 +245,7 @@ func (p *importPlan) makeFolders() (err error) {
 	if err := os.MkdirAll(filepath.Dir(p.bundle), 0o700); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	if p.newBundle, err = archive.NewFolder(filepath.Dir(p.bundle), "."+filepath.Base(p.bundle)+".vzrun-", store.RemoveTree); err != nil {
+	if p.newBundle, err = archive.NewFolder(filepath.Dir(p.bundle), bundlePrefix, store.RemoveTree); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
 	for name, rel := range p.trees {
@@ -259,19 +262,12 @@ func (p *importPlan) discard() error {
 	return errors.Join(p.private.Remove(), p.newBundle.Remove())
 }
 
-// settle checks what the archive says of the container, and gives what was made
-// its names.
-func (p *importPlan) settle(id string, c *archive.Contents) (*Imported, error) {
-	if _, found := c.Small[archive.Record]; !found {
-		return nil, withHint("restore it with the program that wrote it",
-			"%w: there is no %s in the archive; what other runtimes save does not tell which mounts and links were the guest's", ErrUnsupported, manifestName)
-	}
-	m, err := readManifest(p.images)
+// settleImport checks what the archive says of the container, and gives what was
+// made its names.
+func (h *Host) settleImport(p *importPlan, id string, c *archive.Contents) (*Imported, error) {
+	m, err := importedManifest(p.images, c)
 	if err != nil {
 		return nil, err
-	}
-	if m.Parent != "" {
-		return nil, withHint("export a checkpoint without --parent-path", "%w: a part of its memory is in %s, which is not in the archive", ErrRefused, m.Parent)
 	}
 	i := &Imported{Images: p.images, Bundle: p.bundle, Work: p.private.Path, private: p.private}
 	if p.makes {
@@ -288,13 +284,50 @@ func (p *importPlan) settle(id string, c *archive.Contents) (*Imported, error) {
 		}
 		i.Images = p.keep
 	}
-	if p.makes {
-		if err := p.newBundle.Rename(p.bundle); err != nil {
-			return nil, fmt.Errorf("bundle: %w", err)
-		}
-		i.made = true
+	if !p.makes {
+		return i, nil
+	}
+	entry, err := h.claim(id)
+	if err != nil {
+		return nil, err
+	}
+	i.Claim = &Claim{host: h, entry: entry}
+	if err := p.nameBundle(entry); err != nil {
+		return nil, errors.Join(err, i.Close(err))
 	}
 	return i, nil
+}
+
+// importedManifest is that of images that were unpacked. Images that another runtime
+// has made have none.
+func importedManifest(images string, c *archive.Contents) (*manifest, error) {
+	if _, found := c.Small[archive.Record]; !found {
+		return nil, withHint("restore it with the program that wrote it",
+			"%w: there is no %s in the archive; what other runtimes save does not tell which mounts and links were the guest's", ErrUnsupported, manifestName)
+	}
+	m, err := readManifest(images)
+	if err != nil {
+		return nil, err
+	}
+	if m.Parent != "" {
+		return nil, withHint("export a checkpoint without --parent-path", "%w: a part of its memory is in %s, which is not in the archive", ErrRefused, m.Parent)
+	}
+	return m, nil
+}
+
+// nameBundle gives the bundle its name: from the journal on it goes with an undo.
+func (p *importPlan) nameBundle(entry *store.Entry) error {
+	owner := rand.Text()
+	if err := store.WriteState(filepath.Join(p.newBundle.Path, ownerName), []byte(owner), 0o600); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	if err := entry.Begin(store.Operation{Name: "restore", Made: p.bundle, MadeFor: owner}); err != nil {
+		return err
+	}
+	if err := p.newBundle.Rename(p.bundle); err != nil {
+		return fmt.Errorf("bundle: %w", err)
+	}
+	return nil
 }
 
 // writeConfig writes the configuration of a bundle that is made.

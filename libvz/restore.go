@@ -46,6 +46,9 @@ type RestoreOptions struct {
 	// WorkPath, that one is used, and is its owner's to look after.
 	LazyPages  bool
 	PageServer string
+	// Claim, of an Import, has the id; nil = nobody has. A bundle that was made goes
+	// with a restore that fails.
+	Claim *Claim
 	// dialPages connects to a criu.PageServer in another way.
 	dialPages func(context.Context) (net.Conn, error)
 	// cgroup takes the place of linux.cgroupsPath; "" does not.
@@ -123,7 +126,7 @@ type revival struct {
 }
 
 // prepareRestore checks everything that can be checked before anything is
-// made, and takes the lock of the new id.
+// made, and takes the lock of the new id, unless an import has it.
 func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o RestoreOptions) (*revival, error) {
 	if err := needRoot(); err != nil {
 		return nil, err
@@ -134,6 +137,9 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 	r, err := h.planRestore(ctx, id, bundle, images, o)
 	if err != nil {
 		return nil, err
+	}
+	if r.entry = o.Claim.take(); r.entry != nil {
+		return r, nil
 	}
 	if r.entry, err = h.claim(id); err != nil {
 		return nil, err

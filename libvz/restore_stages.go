@@ -197,6 +197,7 @@ func (r *revival) stage(s criu.Stage) error {
 		if r.lazy != nil {
 			return r.memoryArrives()
 		}
+		r.host.keepMade(r.entry.Operation)
 		return r.entry.Step(stepCommitted)
 	case "pre-resume":
 		r.rearm()

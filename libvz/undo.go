@@ -71,7 +71,7 @@ func (h *Host) undo(e *store.Entry) error {
 		return h.undoCheckpoint(e)
 	case "create", "restore":
 		if op.Step == stepCommitted && h.initAlive(e.ID) {
-			if op.Made != "" {
+			if op.Renew {
 				h.renewInterrupted(ctx, e.ID)
 			}
 			return h.keepRestored(ctx, e)
@@ -90,6 +90,7 @@ func (h *Host) keepRestored(ctx context.Context, e *store.Entry) error {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
+	h.handOver(e)
 	return e.End()
 }
 
@@ -206,10 +207,8 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 	if err := h.takeDownNetwork(ctx, e.ID, e.Operation.Net); err != nil {
 		return err
 	}
-	if made := e.Operation.Made; made != "" {
-		if err := removeMade(made, e.Operation.MadeFor); err != nil {
-			return fmt.Errorf("bundle of the clone: %w", err)
-		}
+	if err := h.undoMade(ctx, e); err != nil {
+		return fmt.Errorf("bundle that was made: %w", err)
 	}
 	return store.RemoveTree(h.opts.Root, e.ID)
 }

@@ -78,6 +78,11 @@ type Operation struct {
 	// MadeFor is what the bundle says of its owner; of another's nothing is
 	// removed.
 	MadeFor string `json:"made_for,omitempty"`
+	// Kept is when the bundle became the user's: what is restored in it may write
+	// there from then on. An undo does not remove one that has changed since.
+	Kept time.Time `json:"kept,omitzero"`
+	// Renew says that the guest, once it runs, is to be told that it is a clone.
+	Renew bool `json:"renew,omitempty"`
 	// Init is the container's first process before the operation.
 	Init int `json:"init,omitempty"`
 	// Migration is set on both sides of one.
