@@ -208,7 +208,10 @@ func (c *Container) look(ctx context.Context, st *libcontainer.State, outside []
 	if err != nil {
 		return nil, err
 	}
-	g := preflight.Guest{Init: st.InitProcessPid, Pids: pids, OwnNetwork: st.Config.Namespaces.IsPrivate(configs.NEWNET)}
+	g := preflight.Guest{
+		Init: st.InitProcessPid, Pids: pids, OwnNetwork: st.Config.Namespaces.IsPrivate(configs.NEWNET),
+		JoinedCgroups: st.Config.Namespaces.PathOf(configs.NEWCGROUP) != "",
+	}
 	for _, e := range outside {
 		g.Outside = append(g.Outside, e.Key)
 	}

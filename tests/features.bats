@@ -33,6 +33,12 @@ conf() { edit_config "$BUNDLE" "$@"; }
 # args ARG... gives it another process.
 args() { conf '.process.args = $ARGS.positional' "$@"; }
 
+# cgroup_namespace [PATH] gives it one of its own, or that at PATH. A configuration for
+# cgroup2 has its own already.
+cgroup_namespace() {
+	conf '.linux.namespaces |= map(select(.type != "cgroup")) + [{type: "cgroup"} + ($ARGS.positional | if . == [] then {} else {path: .[0]} end)]' "$@"
+}
+
 # now runs it in the foreground.
 now() { vz run --bundle "$BUNDLE" "$ID" </dev/null; }
 
@@ -253,11 +259,12 @@ status() { guest "$ID" awk -v field="$1:" '$1 == field { $1 = ""; print substr($
 @test "namespaces that were joined are joined again by a restore" {
 	local first=$ID pid ns
 	BUNDLE=$(app_bundle "$ID" sleep 1000)
+	cgroup_namespace
 	app_up "$BUNDLE" "$ID"
 	pid=$(pid_of "$ID")
 	ID=$ID-second
 	BUNDLE=$(app_bundle "$ID" sleep 1000)
-	conf 'del(.hostname) | .linux.namespaces |= map(if .type == "mount" or .type == "pid" then . else
+	conf 'del(.hostname) | .linux.namespaces |= map(if .type == "mount" or .type == "pid" or .type == "cgroup" then . else
 		.path = "/proc/" + $ARGS.positional[0] + "/ns/" + ({network: "net"}[.type] // .type) end)' "$pid"
 	app_up "$BUNDLE" "$ID"
 	for _ in 1 2; do
@@ -283,6 +290,18 @@ status() { guest "$ID" awk -v field="$1:" '$1 == field { $1 = ""; print substr($
 	app_up "$BUNDLE" "$ID"
 	run -1 vz checkpoint --image-path "$VZ_TMP/images-third" "$ID"
 	has_status "$ID" running
+	# And a cgroup namespace before that.
+	ID=$first-fourth
+	BUNDLE=$(app_bundle "$ID" sleep 1000)
+	cgroup_namespace "/proc/$(pid_of "$first")/ns/cgroup"
+	app_up "$BUNDLE" "$ID"
+	fails 1 'cgroup namespace' vz checkpoint --image-path "$VZ_TMP/images-fourth" "$ID"
+	has_status "$ID" running
+	# The host's is no obstacle.
+	vz delete --force "$ID"
+	cgroup_namespace "/proc/$$/ns/cgroup"
+	app_up "$BUNDLE" "$ID"
+	vz checkpoint --image-path "$VZ_TMP/images-fifth" "$ID"
 }
 
 @test "a user namespace maps ids, and is joined with its children" {
@@ -308,7 +327,7 @@ status() { guest "$ID" awk -v field="$1:" '$1 == field { $1 = ""; print substr($
 
 @test "a cgroup namespace hides where the cgroups are" {
 	box cat /proc/self/cgroup
-	conf '.linux.namespaces += [{type: "cgroup"}]'
+	cgroup_namespace
 	now >"$VZ_TMP/out"
 	run ! grep -F "$VZ_TAG" "$VZ_TMP/out"
 	grep -q ':/$' "$VZ_TMP/out"

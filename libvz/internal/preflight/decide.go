@@ -232,6 +232,10 @@ func (d *decider) judgeRest() {
 		d.add(nil, Queue, "there is "+what+" in the guest, which CRIU cannot save, empty or not",
 			"in the guest: stop the program that uses it, and remove it (ls /dev/mqueue, rm)")
 	}
+	if d.CgroupsAbove {
+		d.add(nil, Namespace, "the container has joined a cgroup namespace in which its own cgroup is not, and which CRIU cannot save",
+			"start it without the cgroup namespace's path in config.json")
+	}
 	for _, l := range d.Links {
 		d.add(nil, Network, fmt.Sprintf("the other end of interface %s is in a network namespace that is neither the guest's nor vzrun's", clean(l.Name, textLimit)),
 			"move that end into the namespace in which vzrun runs (ip link set NAME netns PID), or delete the pair")

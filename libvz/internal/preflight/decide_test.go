@@ -172,6 +172,7 @@ func TestDecide(t *testing.T) {
 		"a part of nothing":      {mounted(Mount{ID: 41, Namespace: 8, Device: "0:9", Root: "/var/tmp", Place: "/var/tmp", FS: "tmpfs", Task: 1}), all, "mount: the whole of which is mounted nowhere | PrivateTmp=yes in a drop-in of a.service"},
 		"queues":                 {&Facts{Tasks: guest().Tasks, Queues: 2}, all, "queue: 2 POSIX message queues | remove it"},
 		"a link to elsewhere":    {&Facts{Tasks: guest().Tasks, Links: []Link{{"eth\x1b0"}}}, all, "network: interface eth?0 | ip link set"},
+		"cgroups of others":      {&Facts{Tasks: guest().Tasks, CgroupsAbove: true}, all, "namespace: joined a cgroup namespace | path in config.json"},
 		"frozen, thawed":         {&Facts{Tasks: guest().Tasks, Frozen: []string{"a"}}, all, ""},
 		"frozen":                 {&Facts{Tasks: guest().Tasks, Frozen: []string{"a.service"}}, Options{RefuseFrozen: true}, "frozen: \"a.service\" is frozen | thaw"},
 		"not all looked at":      {&Facts{Tasks: guest().Tasks, Unseen: 3}, all, "incomplete: 3 open files | who has so many"},

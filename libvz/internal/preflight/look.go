@@ -93,6 +93,9 @@ func (l *looker) look(g Guest) error {
 	if g.OwnNetwork {
 		looks = append(looks, l.links)
 	}
+	if g.JoinedCgroups {
+		looks = append(looks, l.cgroups)
+	}
 	for _, look := range looks {
 		if l.ctx.Err() != nil {
 			return l.ctx.Err()

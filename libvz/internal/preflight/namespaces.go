@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -147,7 +148,20 @@ func tcpSockets(h *netlink.Handle, found map[uint64]Socket) error {
 // queues counts the message queues of the init's IPC namespace. They are listed in
 // a file system that is mounted nowhere, so that no path of the guest is used.
 func (l *looker) queues() error {
-	ns, err := unix.Open("/proc/"+strconv.Itoa(l.facts.Tasks[0].Pid)+"/ns/ipc", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	err := l.inNamespace("ipc", unix.CLONE_NEWIPC, l.countQueues)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOSYS) {
+		return nil // a kernel without queues
+	}
+	if err != nil {
+		return fmt.Errorf("list message queues: %w", err)
+	}
+	return nil
+}
+
+// inNamespace calls do on a thread that is in a namespace of the init; kind is its
+// name in /proc/PID/ns.
+func (l *looker) inNamespace(kind string, flag int, do func() error) error {
+	ns, err := unix.Open("/proc/"+strconv.Itoa(l.facts.Tasks[0].Pid)+"/ns/"+kind, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -156,18 +170,25 @@ func (l *looker) queues() error {
 	go func() {
 		// Never unlocked: the thread ends in the guest's namespace.
 		runtime.LockOSThread()
-		err := unix.Setns(ns, unix.CLONE_NEWIPC)
+		err := unix.Setns(ns, flag)
 		if err == nil {
-			err = l.countQueues()
+			err = do()
 		}
 		done <- err
 	}()
-	err = <-done
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOSYS) {
-		return nil // a kernel without queues
-	}
+	return <-done
+}
+
+// cgroups looks at the init's cgroups from within its cgroup namespace: what is not
+// below the namespace's root begins with /.. there (cgroup_namespaces(7)).
+func (l *looker) cgroups() error {
+	err := l.inNamespace("cgroup", unix.CLONE_NEWCGROUP, func() error {
+		lines, err := os.ReadFile("/proc/" + strconv.Itoa(l.facts.Tasks[0].Pid) + "/cgroup")
+		l.facts.CgroupsAbove = bytes.Contains(lines, []byte(":/../")) || bytes.Contains(lines, []byte(":/..\n"))
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("list message queues: %w", err)
+		return fmt.Errorf("cgroup namespace: %w", err)
 	}
 	return nil
 }

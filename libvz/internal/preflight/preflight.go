@@ -33,6 +33,8 @@ type Guest struct {
 	// OwnNetwork says that its network namespace is saved with it, and not found
 	// again.
 	OwnNetwork bool
+	// JoinedCgroups says that its cgroup namespace was there before it.
+	JoinedCgroups bool
 	// Timeout bounds it all; 0 = 5 s.
 	Timeout time.Duration
 }
@@ -47,6 +49,9 @@ type Facts struct {
 	// Queues is how many POSIX message queues there are, on device QueuesOn.
 	Queues   int
 	QueuesOn uint64
+	// CgroupsAbove says that the init's cgroups are not below the roots of its cgroup
+	// namespace; looked at only where that was joined.
+	CgroupsAbove bool
 	// Outside as in Guest.
 	Outside []string
 	// Frozen are cgroups that the guest has frozen.
