@@ -52,13 +52,15 @@ func handOver(app *cli.App, args []string) error {
 	return fmt.Errorf("run %s: %w", path, syscall.Exec(path, args, os.Environ()))
 }
 
-// findFull looks beside this program, and then where the full one is installed.
+// findFull looks beside this program, then in libexec below the same prefix, and then
+// where the full one was to be installed.
 func findFull() (string, error) {
 	self, err := os.Readlink(selfExe)
 	if err != nil {
 		return "", err
 	}
-	for _, dir := range []string{filepath.Dir(self), fullDir} {
+	beside := filepath.Dir(self)
+	for _, dir := range []string{beside, filepath.Join(filepath.Dir(beside), "libexec", "vzrun"), fullDir} {
 		path := filepath.Join(dir, full)
 		switch err := checkOwner(path); {
 		case err == nil:

@@ -550,6 +550,9 @@ one_of_another() {
 	chown 0 "$VZ_TMP/alone/vzrun-full"
 	run -0 alone spec --bundle "$VZ_TMP/alone"
 	[[ -s $VZ_TMP/alone/config.json ]]
+	# As in an installation that has been moved.
+	mkdir -p "$VZ_TMP/libexec/vzrun"
+	mv "$VZ_TMP/alone/vzrun-full" "$VZ_TMP/libexec/vzrun/"
 	run -0 alone --help
 	[[ $output == *lazy-migrate* ]]
 	fails 2 'unknown verb "nonsense"' alone nonsense
