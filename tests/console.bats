@@ -64,6 +64,9 @@ boot_held() {
 		return 1
 	}
 	wait_guest "$ID"
+	# The last words of a boot, which may come after it: what a test writes must not be
+	# before them.
+	wait_until "$VZ_PATIENCE" eval 'vz logs "$ID" | grep -q "login: "'
 }
 
 # write_console TEXT writes lines to the guest's console, as its root.
