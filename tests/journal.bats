@@ -229,6 +229,7 @@ small_disk() {
 
 @test "the state directory gets full at each change, in a checkpoint, a restore and a clone" {
 	small_disk 4m
+	rmdir "$VZ_ROOT"
 	VZ_ROOT=$PLACE/state
 	mkdir -m 0700 "$VZ_ROOT"
 	WATCHED=$VZ_ROOT BRIEF=$VZ_ROOT/@/.ID.json.new
