@@ -4,7 +4,6 @@ package libvz
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -43,7 +42,7 @@ type export struct {
 	options ExportOptions
 	target  archive.Target
 	writer  *archive.Writer // nil before the guest is frozen
-	trees   []exportTree
+	trees   []*archive.Tree
 	spec    *specs.Spec
 	created time.Time
 	// private is the directory that the images are in until they are in the
@@ -54,11 +53,6 @@ type export struct {
 	// failure is why the archive could not be written. CRIU then only says that
 	// it was not given consent.
 	failure error
-}
-
-type exportTree struct {
-	name string
-	tree *archive.Tree
 }
 
 // prepareExport refuses what can be refused before the guest is touched, and
@@ -137,20 +131,16 @@ func (x *export) planTrees(bundle string) (*specs.Spec, error) {
 			"--with-rootfs with a root in an image: %w", ErrUnsupported)
 	case len(root.lowers) > 0:
 		raw.Annotations[annotationOverlay] = strings.Join(root.lowers, ":")
-		x.add(archive.Diff, &archive.Tree{Dir: filepath.Join(root.place, upperName), Upper: true})
+		x.trees = append(x.trees, &archive.Tree{Name: archive.Diff, Dir: filepath.Join(root.place, upperName), Upper: true})
 		for i, lower := range root.lowers {
 			if x.options.Rootfs {
-				x.add(archive.LowerName(i), &archive.Tree{Dir: lower})
+				x.trees = append(x.trees, &archive.Tree{Name: archive.LowerName(i), Dir: lower})
 			}
 		}
 	case x.options.Rootfs:
-		x.add(archive.Rootfs, &archive.Tree{Dir: root.place})
+		x.trees = append(x.trees, &archive.Tree{Name: archive.Rootfs, Dir: root.place})
 	}
 	return raw, nil
-}
-
-func (x *export) add(name string, tree *archive.Tree) {
-	x.trees = append(x.trees, exportTree{name, tree})
 }
 
 func (x *export) openTarget(about archive.About) (err error) {
@@ -174,25 +164,15 @@ func (x *export) openTarget(about archive.About) (err error) {
 
 // beginFrozen writes what has to be as it is while no task runs.
 func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
-	h := archive.Header{Arch: runtime.GOARCH}
 	images, err := x.images(d)
 	if err != nil {
 		return err
 	}
+	plan := archive.Plan{Arch: runtime.GOARCH, Trees: x.trees}
 	for _, i := range images {
-		h.Images += i.size
+		plan.Images += i.size
 	}
-	x.host.event(Event{ID: x.id, Step: "looking at the rootfs"})
-	var deleted []string
-	for _, t := range x.trees {
-		if err := t.tree.Measure(ctx); err != nil {
-			return fmt.Errorf("rootfs: %w", err)
-		}
-		h.Trees = append(h.Trees, archive.TreeSize{Name: t.name, Size: t.tree.Size(), Disk: t.tree.Disk})
-		deleted = append(deleted, t.tree.Deleted...)
-	}
-	total := h.Bytes()
-	options := archive.Options{Level: x.options.Level, Modified: d.manifest.Created, Progress: func(done int64) {
+	options := archive.Options{Level: x.options.Level, Modified: d.manifest.Created, Progress: func(done, total int64) {
 		x.host.event(Event{ID: x.id, Step: "exporting", Done: done, Total: total})
 	}}
 	if x.options.Recipients != "" {
@@ -200,44 +180,21 @@ func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
 			return err
 		}
 	}
-	if x.writer, err = archive.NewWriter(x.target, h, options); err != nil {
+	x.host.event(Event{ID: x.id, Step: "looking at the rootfs"})
+	if x.writer, err = archive.NewWriter(ctx, x.target, plan, options); err != nil {
 		return fmt.Errorf("export: %w", err)
 	}
-	if err := x.addDocuments(d, deleted); err != nil {
-		return fmt.Errorf("export: %w", err)
-	}
-	for _, t := range x.trees {
-		if err := x.writer.AddTree(ctx, t.name, t.tree); err != nil {
-			return fmt.Errorf("export: %w", err)
-		}
-	}
-	return nil
-}
-
-// addDocuments writes the members that other programs read.
-func (x *export) addDocuments(d *dumpPlan, deleted []string) error {
-	documents := []struct {
-		name string
-		v    any
-	}{
-		{archive.Config, metadata.ContainerConfig{
+	err = x.writer.AddDocuments(archive.Documents{
+		Config: metadata.ContainerConfig{
 			ID: x.id, Name: x.id, OCIRuntime: "vzrun", CreatedTime: x.created.UTC(), CheckpointedAt: d.manifest.Created,
-		}},
-		{archive.Spec, x.spec},
-		{archive.Network, networkStatus(d.manifest.Spec)},
-		{archive.Deleted, deleted},
+		},
+		Spec: x.spec, Network: networkStatus(d.manifest.Spec),
+	})
+	if err == nil {
+		err = x.writer.AddTrees(ctx)
 	}
-	for _, doc := range documents {
-		if doc.name == archive.Deleted && deleted == nil {
-			continue
-		}
-		data, err := json.MarshalIndent(doc.v, "", "  ")
-		if err != nil {
-			return err
-		}
-		if err := x.writer.Add(doc.name, data); err != nil {
-			return err
-		}
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
 	}
 	return nil
 }
@@ -308,23 +265,15 @@ func (x *export) finish(ctx context.Context, d *dumpPlan) error {
 	if err != nil {
 		return err
 	}
-	if err := x.writer.ImagesFolder(); err != nil {
-		return fmt.Errorf("export: %w", err)
-	}
 	for _, i := range images {
 		if err := x.image(ctx, filepath.Join(d.opts.Images, i.name), i); err != nil {
 			return fmt.Errorf("export: %w", err)
 		}
 	}
-	// Only for people: CRIU writes the statistics when it lets go of the guest.
-	for _, name := range []string{archive.Log, archive.Stats} {
-		data, err := readRegular(filepath.Join(d.opts.Work, name), maxExportLog)
-		if err != nil {
-			continue
-		}
-		if err := x.writer.Add(name, data); err != nil {
-			return fmt.Errorf("export: %w", err)
-		}
+	// CRIU writes the statistics when it lets go of the guest.
+	err = x.writer.AddLogs(func(name string) ([]byte, error) { return readRegular(filepath.Join(d.opts.Work, name), maxExportLog) })
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
 	}
 	x.host.event(Event{ID: x.id, Step: "syncing the archive"})
 	if _, err := x.writer.Commit(); err != nil {
@@ -342,7 +291,7 @@ func (x *export) image(ctx context.Context, path string, i exportImage) error {
 		return err
 	}
 	defer f.Close()
-	if err := x.writer.AddFile(ctx, archive.Images+i.name, f, i.size); err != nil {
+	if err := x.writer.AddImage(ctx, i.name, f, i.size); err != nil {
 		return err
 	}
 	if x.private == nil {

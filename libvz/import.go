@@ -201,9 +201,9 @@ func planImport(id string, o ImportOptions, h *archive.Header) (*importPlan, err
 	}
 	p.makes = true
 	switch {
-	case h != nil && h.Tree(archive.Rootfs) != nil:
-	case h != nil && h.Tree(archive.Diff) != nil:
-		for h.Tree(archive.LowerName(p.lowers)) != nil {
+	case h != nil && h.Has(archive.Rootfs):
+	case h != nil && h.Has(archive.Diff):
+		for h.Has(archive.LowerName(p.lowers)) {
 			p.lowers++
 		}
 	default:
@@ -211,7 +211,7 @@ func planImport(id string, o ImportOptions, h *archive.Header) (*importPlan, err
 			"there is no root file system in the archive, and no bundle %s: %w", p.bundle, ErrRefused)
 	}
 	p.trees[archive.Rootfs], p.trees[archive.Diff] = "rootfs", "rootfs/"+upperName
-	if h.Tree(archive.Rootfs) != nil {
+	if h.Has(archive.Rootfs) {
 		delete(p.trees, archive.Diff)
 	} else {
 		delete(p.trees, archive.Rootfs)
@@ -271,7 +271,7 @@ func (h *Host) settleImport(p *importPlan, id string, c *archive.Contents) (*Imp
 	}
 	i := &Imported{Images: p.images, Bundle: p.bundle, Work: p.private.Path, private: p.private}
 	if p.makes {
-		if err := p.writeConfig(id, m, c.Small[archive.Spec]); err != nil {
+		if err := p.writeConfig(id, m, c.Spec); err != nil {
 			return nil, err
 		}
 	}
@@ -301,7 +301,7 @@ func (h *Host) settleImport(p *importPlan, id string, c *archive.Contents) (*Imp
 // importedManifest is that of images that were unpacked. Images that another runtime
 // has made have none.
 func importedManifest(images string, c *archive.Contents) (*manifest, error) {
-	if _, found := c.Small[archive.Record]; !found {
+	if c.Record == nil {
 		return nil, withHint("restore it with the program that wrote it",
 			"%w: there is no %s in the archive; what other runtimes save does not tell which mounts and links were the guest's", ErrUnsupported, manifestName)
 	}

@@ -102,12 +102,11 @@ func inspect(ctx context.Context, s ArchiveSource, onProgress func(Event)) (*Ins
 	for _, m := range c.Members {
 		i.Members = append(i.Members, InspectedFile{m.Name, m.Size, m.SHA256})
 	}
-	record, found := c.Small[archive.Record]
-	if !found {
+	if c.Record == nil {
 		return i, i.describeForeign(c)
 	}
 	m := &manifest{}
-	if err := json.Unmarshal(record, m); err != nil {
+	if err := json.Unmarshal(c.Record, m); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", archive.ErrDamaged, manifestName, err)
 	}
 	if m.Spec == nil {
@@ -159,19 +158,19 @@ func (i *Inspection) describeForeign(c *archive.Contents) error {
 		ID      string    `json:"id"`
 		Created time.Time `json:"checkpointedTime"`
 	}
-	if data := c.Small[archive.Config]; data != nil {
-		if err := json.Unmarshal(data, &config); err != nil {
-			return fmt.Errorf("%w: %s: %w", archive.ErrDamaged, archive.Config, err)
+	if c.Config != nil {
+		if err := json.Unmarshal(c.Config, &config); err != nil {
+			return fmt.Errorf("%w: its description of the container: %w", archive.ErrDamaged, err)
 		}
 	}
 	i.ID, i.Created = config.ID, config.Created
-	spec, err := decodeSpec(c.Small[archive.Spec])
+	spec, err := decodeSpec(c.Spec)
 	if err != nil {
-		return errors.Join(fmt.Errorf("%w: %s", archive.ErrDamaged, archive.Spec), err)
+		return errors.Join(fmt.Errorf("%w: its configuration", archive.ErrDamaged), err)
 	}
 	i.Hostname, i.Args, i.Hooks = spec.Hostname, processArgs(spec), hookPaths(spec.Hooks)
-	for _, m := range i.Members {
-		if strings.HasPrefix(m.Name, archive.Images) {
+	for _, m := range c.Members {
+		if m.IsImage() {
 			i.Bytes += m.Size
 		}
 	}

@@ -30,23 +30,25 @@ import (
 // newestFormat is the version of archives that are written; a higher one is refused.
 const newestFormat = 1
 
-// Names of members. A member below Images is an image of CRIU, or vzrun's own
-// record of them.
+// Names of members that are the tars of directories.
 const (
-	Config  = metadata.ConfigDumpFile
-	Spec    = metadata.SpecDumpFile
-	Network = metadata.NetworkStatusFile
-	Deleted = metadata.DeletedFilesFile
-	Log     = metadata.DumpLogFile
-	Stats   = "stats-dump"
-	Images  = metadata.CheckpointDirectory + "/"
 	// Diff is the tar of what an overlay's guest has changed; Rootfs that of a
 	// whole root.
 	Diff   = metadata.RootFsDiffTar
 	Rootfs = "rootfs.tar"
 )
 
+// Names of others. A member below imagesFolder is an image of CRIU, or vzrun's own
+// record of them.
 const (
+	configName   = metadata.ConfigDumpFile
+	specName     = metadata.SpecDumpFile
+	networkName  = metadata.NetworkStatusFile
+	deletedName  = metadata.DeletedFilesFile
+	logName      = metadata.DumpLogFile
+	statsName    = "stats-dump"
+	imagesFolder = metadata.CheckpointDirectory + "/"
+	recordName   = imagesFolder + "vzrun.json"
 	// lower, with a number from 0 on and ".tar" behind it, is the tar of a
 	// directory below the overlay.
 	lower       = "rootfs-lower-"
@@ -86,19 +88,22 @@ type Header struct {
 	Arch   string `json:"arch"` // as Go names it
 	// Images is the sum of the sizes of all members that are images.
 	Images int64      `json:"images"`
-	Trees  []TreeSize `json:"trees,omitempty"`
+	Trees  []treeSize `json:"trees,omitempty"`
 }
 
-// TreeSize is the size of a member that is the tar of a directory, and of the
+// treeSize is the size of a member that is the tar of a directory, and of the
 // room that its files take.
-type TreeSize struct {
+type treeSize struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"`
 	Disk int64  `json:"disk"`
 }
 
-// Tree returns the declaration of a member, nil where there is none.
-func (h *Header) Tree(name string) *TreeSize {
+// Has tells whether a member that is the tar of a directory is declared.
+func (h *Header) Has(name string) bool { return h.tree(name) != nil }
+
+// tree returns the declaration of a member, nil where there is none.
+func (h *Header) tree(name string) *treeSize {
 	for i := range h.Trees {
 		if h.Trees[i].Name == name {
 			return &h.Trees[i]
@@ -126,7 +131,7 @@ func (h *Header) check() error {
 	}
 	sum := h.Images
 	for i, t := range h.Trees {
-		if !IsTree(t.Name) || h.Tree(t.Name) != &h.Trees[i] || t.Size < 0 || t.Disk < 0 || sum+t.Size < sum {
+		if !IsTree(t.Name) || h.tree(t.Name) != &h.Trees[i] || t.Size < 0 || t.Disk < 0 || sum+t.Size < sum {
 			return damaged("its header declares %q", t.Name)
 		}
 		sum += t.Size
@@ -140,6 +145,9 @@ type Member struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
 }
+
+// IsImage tells whether a member is an image of CRIU, or vzrun's record of them.
+func (m Member) IsImage() bool { return isImage(m.Name) }
 
 // IsTree tells whether a member is the tar of a directory.
 func IsTree(name string) bool {
@@ -156,14 +164,14 @@ func LowerName(n int) string { return fmt.Sprintf("%s%d.tar", lower, n) }
 
 // isImage tells whether a member is a file directly in the directory of images.
 func isImage(name string) bool {
-	base, found := strings.CutPrefix(name, Images)
+	base, found := strings.CutPrefix(name, imagesFolder)
 	return found && base != "" && base != "." && base != ".." && !strings.Contains(base, "/")
 }
 
 // isSmall tells whether a member is one that is read into memory.
 func isSmall(name string) bool {
 	switch name {
-	case Config, Spec, Network, Deleted, Log, Stats:
+	case configName, specName, networkName, deletedName, logName, statsName:
 		return true
 	}
 	return false

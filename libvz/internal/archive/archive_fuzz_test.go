@@ -23,7 +23,7 @@ func FuzzRead(f *testing.F) {
 	inner := hostile(f, &tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "/"}, &tar.Header{Name: "a/x", Size: 3})
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for name, data := range map[string][]byte{Images + "inventory.img": nil, Diff: inner, Config: []byte("{}")} {
+	for name, data := range map[string][]byte{imagesFolder + "inventory.img": nil, Diff: inner, configName: []byte("{}")} {
 		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(data)), Mode: 0o600}); err != nil {
 			f.Fatal(err)
 		}
@@ -33,7 +33,7 @@ func FuzzRead(f *testing.F) {
 	}
 	w.Close()
 	f.Add(b.Bytes())
-	f.Add(hostile(f, &tar.Header{Name: "../x"}, &tar.Header{Name: "/x"}, &tar.Header{Name: Images, Typeflag: tar.TypeDir}))
+	f.Add(hostile(f, &tar.Header{Name: "../x"}, &tar.Header{Name: "/x"}, &tar.Header{Name: imagesFolder, Typeflag: tar.TypeDir}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
 		at := func(name string) string { return filepath.Join(dir, name) }

@@ -34,19 +34,15 @@ var images = map[string]string{
 func write(t testing.TB, to Target, o Options, tree string) string {
 	t.Helper()
 	ctx := context.Background()
-	h := Header{Arch: "amd64"}
+	plan := Plan{Arch: "amd64"}
 	for _, content := range images {
-		h.Images += int64(len(content))
+		plan.Images += int64(len(content))
 	}
-	tr := &Tree{Dir: tree, Upper: true}
 	if tree != "" {
-		if err := tr.Measure(ctx); err != nil {
-			t.Fatal(err)
-		}
-		h.Trees = []TreeSize{{Name: Diff, Size: tr.Size(), Disk: tr.Disk}}
+		plan.Trees = []*Tree{{Name: Diff, Dir: tree, Upper: true}}
 	}
 	o.Modified = time.Unix(1700000000, 5)
-	w, err := NewWriter(to, h, o)
+	w, err := NewWriter(ctx, to, plan, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,18 +52,15 @@ func write(t testing.TB, to Target, o Options, tree string) string {
 			t.Fatal(err)
 		}
 	}
-	must(w.Add(Config, []byte(`{"id":"web"}`)))
-	if tree != "" {
-		must(w.AddTree(ctx, Diff, tr))
-	}
-	must(w.ImagesFolder())
+	must(w.add(configName, []byte(`{"id":"web"}`)))
+	must(w.AddTrees(ctx))
 	dir := t.TempDir()
 	for _, name := range []string{"inventory.img", "pages-1.img", "vzrun.json", "empty.img"} {
 		path := filepath.Join(dir, name)
 		must(os.WriteFile(path, []byte(images[name]), 0o600))
 		f, err := os.Open(path)
 		must(err)
-		must(w.AddFile(ctx, Images+name, f, int64(len(images[name]))))
+		must(w.AddImage(ctx, name, f, int64(len(images[name]))))
 		f.Close()
 	}
 	digest, err := w.Commit()
@@ -123,7 +116,7 @@ func TestRoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatalf("level %d: %v", level, err)
 			}
-			if c.Digest != digest || string(c.Small[Config]) != `{"id":"web"}` || string(c.Small[Record]) != images["vzrun.json"] {
+			if c.Digest != digest || string(c.Config) != `{"id":"web"}` || string(c.Record) != images["vzrun.json"] {
 				t.Errorf("level %d: %+v", level, c)
 			}
 			assertImages(t, dir)
@@ -220,24 +213,24 @@ func (zeros) Read(p []byte) (int, error) {
 }
 
 func TestHostileArchivesAreRefused(t *testing.T) {
-	inventory := func() *tar.Header { return &tar.Header{Name: Images + "inventory.img"} }
+	inventory := func() *tar.Header { return &tar.Header{Name: imagesFolder + "inventory.img"} }
 	for name, tc := range map[string]struct {
 		headers []*tar.Header
 		want    error
 	}{
 		"up":            {[]*tar.Header{inventory(), {Name: "../evil"}}, ErrUnsafe},
-		"up later":      {[]*tar.Header{inventory(), {Name: Images + "../../evil.img"}}, ErrUnsafe},
+		"up later":      {[]*tar.Header{inventory(), {Name: imagesFolder + "../../evil.img"}}, ErrUnsafe},
 		"absolute":      {[]*tar.Header{inventory(), {Name: "/etc/evil"}}, ErrUnsafe},
-		"link":          {[]*tar.Header{inventory(), {Name: Images + "pages-1.img", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}}, ErrUnsafe},
+		"link":          {[]*tar.Header{inventory(), {Name: imagesFolder + "pages-1.img", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}}, ErrUnsafe},
 		"linked folder": {[]*tar.Header{{Name: "checkpoint", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, inventory()}, nil},
-		"hard link":     {[]*tar.Header{inventory(), {Name: Images + "a.img", Typeflag: tar.TypeLink, Linkname: Images + "inventory.img"}}, ErrUnsafe},
-		"device":        {[]*tar.Header{inventory(), {Name: Images + "pages-1.img", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 5}}, ErrUnsafe},
-		"fifo":          {[]*tar.Header{inventory(), {Name: Config, Typeflag: tar.TypeFifo}}, ErrUnsafe},
+		"hard link":     {[]*tar.Header{inventory(), {Name: imagesFolder + "a.img", Typeflag: tar.TypeLink, Linkname: imagesFolder + "inventory.img"}}, ErrUnsafe},
+		"device":        {[]*tar.Header{inventory(), {Name: imagesFolder + "pages-1.img", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 5}}, ErrUnsafe},
+		"fifo":          {[]*tar.Header{inventory(), {Name: configName, Typeflag: tar.TypeFifo}}, ErrUnsafe},
 		"twice":         {[]*tar.Header{inventory(), inventory()}, ErrUnsafe},
-		"twice, dotted": {[]*tar.Header{inventory(), {Name: "./" + Images + "inventory.img"}}, ErrUnsafe},
-		"long":          {[]*tar.Header{inventory(), {Name: Config, Size: maxSmall + 1}}, ErrUnsafe},
-		"no images":     {[]*tar.Header{{Name: Config}}, ErrForeign},
-		"foreign":       {[]*tar.Header{{Name: "./", Typeflag: tar.TypeDir}, {Name: "./checkpoint/", Typeflag: tar.TypeDir}, {Name: "./" + Images + "inventory.img"}, {Name: "volumes/x.tar"}}, nil},
+		"twice, dotted": {[]*tar.Header{inventory(), {Name: "./" + imagesFolder + "inventory.img"}}, ErrUnsafe},
+		"long":          {[]*tar.Header{inventory(), {Name: configName, Size: maxSmall + 1}}, ErrUnsafe},
+		"no images":     {[]*tar.Header{{Name: configName}}, ErrForeign},
+		"foreign":       {[]*tar.Header{{Name: "./", Typeflag: tar.TypeDir}, {Name: "./checkpoint/", Typeflag: tar.TypeDir}, {Name: "./" + imagesFolder + "inventory.img"}, {Name: "volumes/x.tar"}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, _, err := unpack(t, hostile(t, tc.headers...))
@@ -276,7 +269,7 @@ func TestDeclarationsBind(t *testing.T) {
 		ok(t, w.Close())
 		return b.Bytes()
 	}
-	inventory := &tar.Header{Name: Images + "inventory.img", Size: 4096}
+	inventory := &tar.Header{Name: imagesFolder + "inventory.img", Size: 4096}
 	for name, tc := range map[string]struct {
 		data []byte
 		want error
@@ -313,7 +306,7 @@ func TestBombIsBounded(t *testing.T) {
 	header := `{"format":1,"images":1000}`
 	ok(t, w.WriteHeader(&tar.Header{Name: headerName, Size: int64(len(header))}))
 	writeText(t, w, header)
-	ok(t, w.WriteHeader(&tar.Header{Name: Images + "inventory.img", Size: 1 << 40}))
+	ok(t, w.WriteHeader(&tar.Header{Name: imagesFolder + "inventory.img", Size: 1 << 40}))
 	writeZeros(t, w, 64<<20)
 	ok(t, z.Close())
 	r, err := Read(&b, nil)

@@ -32,27 +32,25 @@ const (
 	overlayOpaque  = overlayPrefix + "opaque"
 )
 
-// Tree is a directory to be packed as one member. Its files must not change
-// between Measure and AddTree: a guest's do not while it is frozen.
+// Tree is a directory to be packed as the member Name. Its files must not change
+// between NewWriter and AddTrees: a guest's do not while it is frozen.
 type Tree struct {
-	Dir string
+	Name, Dir string
 	// Upper says that it is the upper directory of an overlay: what the guest
 	// has deleted becomes whiteouts of an image's layer.
 	Upper bool
-	// Deleted are the paths of the whiteouts, after Measure.
-	Deleted []string
-	// Disk is the room that the files take, after Measure.
-	Disk int64
 
-	size int64
+	size int64    // of the tar, in bytes
+	disk int64    // the room that the files take
+	gone []string // paths of the whiteouts
 }
 
-// Measure finds out how long the tar will be, which its header has to tell
+// measure finds out how long the tar will be, which its header has to tell
 // before its content.
-func (t *Tree) Measure(ctx context.Context) error {
+func (t *Tree) measure(ctx context.Context) error {
 	count := &counter{}
 	p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(count), zeros: make([]byte, 1<<20)}
-	t.Deleted, t.Disk = nil, 0
+	t.gone, t.disk = nil, 0
 	if err := p.pack(); err != nil {
 		return err
 	}
@@ -60,12 +58,18 @@ func (t *Tree) Measure(ctx context.Context) error {
 	return nil
 }
 
-// Size is the length of the tar in bytes, after Measure.
-func (t *Tree) Size() int64 { return t.size }
+// AddTrees writes the tars of the plan's trees.
+func (w *Writer) AddTrees(ctx context.Context) error {
+	for _, t := range w.trees {
+		if err := w.addTree(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// AddTree writes the tar of a tree that was measured.
-func (w *Writer) AddTree(ctx context.Context, name string, t *Tree) error {
-	return w.member(name, t.size, func(to io.Writer) error {
+func (w *Writer) addTree(ctx context.Context, t *Tree) error {
+	return w.member(t.Name, t.size, func(to io.Writer) error {
 		p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(to), content: w}
 		err := p.pack()
 		if errors.Is(err, tar.ErrWriteTooLong) {
@@ -176,7 +180,7 @@ func (p *packer) named(dir *os.File, name, full string) error {
 
 func (t *Tree) deleted(p *packer, full string) {
 	if p.content == nil {
-		t.Deleted = append(t.Deleted, "/"+full)
+		t.gone = append(t.gone, "/"+full)
 	}
 }
 
@@ -209,7 +213,7 @@ func (p *packer) entry(dir *os.File, name, full string, st *unix.Statx_t) error 
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		p.links[id] = full
 	}
-	p.tree.Disk += int64(st.Blocks) * 512
+	p.tree.disk += int64(st.Blocks) * 512
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		return p.regular(dir, name, h, int64(st.Size))

@@ -133,7 +133,7 @@ func ok(t testing.TB, err error) {
 func pack(t *testing.T, tree *Tree) []byte {
 	t.Helper()
 	ctx := context.Background()
-	if err := tree.Measure(ctx); err != nil {
+	if err := tree.measure(ctx); err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
@@ -141,8 +141,8 @@ func pack(t *testing.T, tree *Tree) []byte {
 	if err := p.pack(); err != nil {
 		t.Fatal(err)
 	}
-	if int64(b.Len()) != tree.Size() {
-		t.Errorf("measured %d bytes, packed %d", tree.Size(), b.Len())
+	if int64(b.Len()) != tree.size {
+		t.Errorf("measured %d bytes, packed %d", tree.size, b.Len())
 	}
 	return b.Bytes()
 }
@@ -202,16 +202,12 @@ func TestChangedTreeIsNoticed(t *testing.T) {
 	path := filepath.Join(dir, "log")
 	for _, size := range []int{10, 3000} {
 		ok(t, os.WriteFile(path, make([]byte, 1000), 0o600))
-		tree := &Tree{Dir: dir}
-		if err := tree.Measure(context.Background()); err != nil {
-			t.Fatal(err)
-		}
-		ok(t, os.WriteFile(path, make([]byte, size), 0o600))
-		w, err := NewWriter(&into{}, Header{}, Options{})
+		w, err := NewWriter(context.Background(), &into{}, Plan{Trees: []*Tree{{Name: Rootfs, Dir: dir}}}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.AddTree(context.Background(), Rootfs, tree); err == nil {
+		ok(t, os.WriteFile(path, make([]byte, size), 0o600))
+		if err := w.AddTrees(context.Background()); err == nil {
 			t.Errorf("%d bytes in place of 1000 are not noticed", size)
 		}
 	}
@@ -239,8 +235,8 @@ func TestWhiteouts(t *testing.T) {
 	must(unix.Lsetxattr(filepath.Join(dir, "etc"), overlayPrefix+"origin", []byte("handle"), 0))
 	tree := &Tree{Dir: dir, Upper: true}
 	data := pack(t, tree)
-	if len(tree.Deleted) != 1 || tree.Deleted[0] != "/etc/gone" {
-		t.Error(tree.Deleted)
+	if len(tree.gone) != 1 || tree.gone[0] != "/etc/gone" {
+		t.Error(tree.gone)
 	}
 	names := map[string]bool{}
 	for r := tar.NewReader(bytes.NewReader(data)); ; {
@@ -260,7 +256,7 @@ func TestWhiteouts(t *testing.T) {
 		t.Errorf("copy:\n%s\noriginal:\n%s", got, want)
 	}
 	must(unix.Lsetxattr(filepath.Join(dir, "etc"), overlayPrefix+"redirect", []byte("/usr"), 0))
-	if err := tree.Measure(context.Background()); err == nil {
+	if err := tree.measure(context.Background()); err == nil {
 		t.Error("a renamed directory is taken for a new one")
 	}
 }

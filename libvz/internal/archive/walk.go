@@ -35,12 +35,10 @@ type Contents struct {
 	Digest string
 	// Members are all images, trees and small members in their order.
 	Members []Member
-	// Small are the contents of small members, and of the image Record.
-	Small map[string][]byte
+	// Config, Spec and Record are the contents of config.dump, of spec.dump and of
+	// vzrun.json among the images, which vzrun alone writes; nil = there is none.
+	Config, Spec, Record []byte
 }
-
-// Record is the image that vzrun itself writes: what it is that was saved.
-const Record = Images + "vzrun.json"
 
 // Unpack reads the archive to its end and verifies all of it while it unpacks.
 // After an error, what is in the directories is worth nothing.
@@ -49,7 +47,6 @@ func (r *Reader) Unpack(ctx context.Context, u Unpack) (*Contents, error) {
 		return nil, err
 	}
 	w := &walk{reader: r, ctx: ctx, unpack: u, seen: map[string]bool{}, buffer: make([]byte, 1<<20)}
-	w.contents.Small = map[string][]byte{}
 	if u.Images != "" {
 		dir, err := os.Open(u.Images)
 		if err != nil {
@@ -75,7 +72,7 @@ func (r *Reader) checkSpace(u Unpack) error {
 		}
 	}
 	for name, dir := range u.Trees {
-		if t := r.Header.Tree(name); t != nil {
+		if t := r.Header.tree(name); t != nil {
 			if err := hasRoom(dir, min(t.Disk, t.Size)); err != nil {
 				return err
 			}
@@ -141,7 +138,7 @@ func (w *walk) end() error {
 	if r.Header != nil && !w.ended {
 		return damaged("it is truncated")
 	}
-	if r.Header == nil && !w.seen[Images+"inventory.img"] {
+	if r.Header == nil && !w.seen[imagesFolder+"inventory.img"] {
 		return fmt.Errorf("%w: there are no images of CRIU in it", ErrForeign)
 	}
 	if r.Header != nil && w.images != r.Header.Images {
@@ -201,7 +198,7 @@ func (w *walk) member(h *tar.Header) error {
 		return unsafeArchive("it has more than %d members", maxMembers)
 	}
 	if h.Typeflag == tar.TypeDir {
-		if w.reader.Header != nil && name+"/" != Images {
+		if w.reader.Header != nil && name+"/" != imagesFolder {
 			return unsafeArchive("there is a folder %q in it", name)
 		}
 		return nil
@@ -289,7 +286,7 @@ func (w *walk) image(name string, h *tar.Header) error {
 	}
 	to := io.Discard
 	var kept *limited
-	if name == Record {
+	if name == recordName {
 		kept = &limited{most: maxDigests}
 		to = kept
 	}
@@ -299,7 +296,7 @@ func (w *walk) image(name string, h *tar.Header) error {
 				return err
 			}
 		}
-		base := strings.TrimPrefix(name, Images)
+		base := strings.TrimPrefix(name, imagesFolder)
 		fd, err := unix.Openat(int(w.dir.Fd()), base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o640)
 		if err != nil {
 			return &os.PathError{Op: "create", Path: path.Join(w.unpack.Images, base), Err: err}
@@ -315,14 +312,14 @@ func (w *walk) image(name string, h *tar.Header) error {
 		return err
 	}
 	if kept != nil {
-		w.contents.Small[name] = kept.data
+		w.contents.Record = kept.data
 	}
 	return nil
 }
 
 func (w *walk) tree(name string, h *tar.Header) error {
 	if header := w.reader.Header; header != nil {
-		if t := header.Tree(name); t == nil || t.Size != h.Size {
+		if t := header.tree(name); t == nil || t.Size != h.Size {
 			return damaged("member %s has %d bytes, which were not declared", name, h.Size)
 		}
 	}
@@ -360,7 +357,12 @@ func (w *walk) small(name string, h *tar.Header) error {
 	if err := w.content(name, h, kept); err != nil {
 		return err
 	}
-	w.contents.Small[name] = kept.data
+	switch name {
+	case configName:
+		w.contents.Config = kept.data
+	case specName:
+		w.contents.Spec = kept.data
+	}
 	return nil
 }
 

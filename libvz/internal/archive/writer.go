@@ -22,13 +22,24 @@ type Options struct {
 	Level int
 	// Recipients are who can read the archive; none = everybody.
 	Recipients []age.Recipient
-	// Progress is told how many bytes of members are written; nil = nobody.
-	Progress func(done int64)
+	// Progress is told how many bytes of members are written, of about how many; nil =
+	// nobody.
+	Progress func(done, total int64)
 	// Modified is the time that members carry.
 	Modified time.Time
 }
 
-// Writer writes one archive. Its methods are called from one goroutine; after an
+// Plan is what an archive is to hold.
+type Plan struct {
+	Arch   string // as Go names it
+	Images int64  // the sum of their sizes
+	Trees  []*Tree
+}
+
+// Documents are what other programs read, as JSON.
+type Documents struct{ Config, Spec, Network any }
+
+// Writer writes one archive: documents, trees, images, logs. Its methods are called from one goroutine; after an
 // error only Discard is of use.
 type Writer struct {
 	target  Target
@@ -36,7 +47,10 @@ type Writer struct {
 	frame   *frame
 	tar     *tar.Writer
 	options Options
+	trees   []*Tree
 	members []Member
+	folder  bool // that images are in, is written
+	total   int64
 	done    int64
 	buffer  []byte
 }
@@ -59,16 +73,22 @@ func (f *frame) Write(p []byte) (int, error) {
 	return f.to.Write(p)
 }
 
-// NewWriter begins an archive with its header.
-func NewWriter(target Target, h Header, o Options) (*Writer, error) {
+// NewWriter looks at the trees of a plan, and begins an archive with its header.
+func NewWriter(ctx context.Context, target Target, plan Plan, o Options) (*Writer, error) {
+	h := Header{Format: newestFormat, Arch: plan.Arch, Images: plan.Images}
+	for _, t := range plan.Trees {
+		if err := t.measure(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", t.Name, err)
+		}
+		h.Trees = append(h.Trees, treeSize{Name: t.Name, Size: t.size, Disk: t.disk})
+	}
 	enc, err := encode(target, o.Level, o.Recipients)
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{target: target, encoder: enc, options: o, buffer: make([]byte, 1<<20)}
+	w := &Writer{target: target, encoder: enc, options: o, trees: plan.Trees, total: h.Bytes(), buffer: make([]byte, 1<<20)}
 	w.frame = &frame{to: enc, hash: sha256.New(), whole: target.wholeHash()}
 	w.tar = tar.NewWriter(w.frame)
-	h.Format = newestFormat
 	data, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
@@ -95,26 +115,74 @@ func (w *Writer) header(name string, size int64) error {
 	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: w.options.Modified.Truncate(time.Second)})
 }
 
-// Add writes a small member.
-func (w *Writer) Add(name string, data []byte) error {
+// AddDocuments writes what other programs read, and what the guest has deleted of the
+// template of an overlay.
+func (w *Writer) AddDocuments(d Documents) error {
+	var deleted []string
+	for _, t := range w.trees {
+		deleted = append(deleted, t.gone...)
+	}
+	documents := []struct {
+		name string
+		v    any
+	}{{configName, d.Config}, {specName, d.Spec}, {networkName, d.Network}, {deletedName, deleted}}
+	if deleted == nil {
+		documents = documents[:3]
+	}
+	for _, doc := range documents {
+		data, err := json.MarshalIndent(doc.v, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := w.add(doc.name, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AddLogs writes CRIU's log and statistics, as far as read can read files of these
+// names: no restore needs them.
+func (w *Writer) AddLogs(read func(name string) ([]byte, error)) error {
+	for _, name := range []string{logName, statsName} {
+		data, err := read(name)
+		if err != nil {
+			continue
+		}
+		if err := w.add(name, data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add writes a small member.
+func (w *Writer) add(name string, data []byte) error {
 	return w.member(name, int64(len(data)), func(to io.Writer) error {
 		_, err := to.Write(data)
 		return err
 	})
 }
 
-// ImagesFolder writes the folder that images are in, by which others know an
-// archive.
-func (w *Writer) ImagesFolder() error {
-	err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: Images, Mode: 0o700, ModTime: w.options.Modified.Truncate(time.Second)})
+// beginImages writes the folder that images are in, by which others know an archive.
+func (w *Writer) beginImages() error {
+	if w.folder {
+		return nil
+	}
+	w.folder = true
+	err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: imagesFolder, Mode: 0o700, ModTime: w.options.Modified.Truncate(time.Second)})
 	if err == nil {
 		err = w.tar.Flush()
 	}
 	return err
 }
 
-// AddFile writes a member of exactly size bytes from a file.
-func (w *Writer) AddFile(ctx context.Context, name string, f *os.File, size int64) error {
+// AddImage writes an image of exactly size bytes from a file.
+func (w *Writer) AddImage(ctx context.Context, name string, f *os.File, size int64) error {
+	if err := w.beginImages(); err != nil {
+		return err
+	}
+	name = imagesFolder + name
 	return w.member(name, size, func(to io.Writer) error {
 		return w.copyExactly(ctx, to, f, size, name)
 	})
@@ -174,7 +242,7 @@ func (c *contentWriter) Write(p []byte) (int, error) {
 	n, err := c.w.tar.Write(p)
 	c.w.done += int64(n)
 	if c.w.options.Progress != nil {
-		c.w.options.Progress(c.w.done)
+		c.w.options.Progress(c.w.done, c.w.total)
 	}
 	return n, err
 }
