@@ -74,9 +74,19 @@ func verbAt(global []cli.Flag, args []string) int {
 func isServed(app *cli.App, args []string) bool {
 	at := verbAt(app.Flags, args)
 	if at >= len(args) {
-		return len(args) == 2 && (args[1] == "--version" || args[1] == "-v")
+		return asksVersion(app.Flags, args)
 	}
 	return args[at] != "help" && args[at] != "h" && app.Command(args[at]) != nil
+}
+
+// asksVersion tells whether --version comes after nothing but global flags.
+func asksVersion(global []cli.Flag, args []string) bool {
+	last := len(args) - 1
+	if last < 1 || args[last] != "--version" && args[last] != "-v" {
+		return false
+	}
+	// It may be the value of the flag before it.
+	return verbAt(global, append(slices.Clone(args[:last]), "verb")) == last
 }
 
 func isDashed(arg string) bool { return len(arg) > 1 && arg[0] == '-' }

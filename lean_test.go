@@ -55,6 +55,9 @@ func TestIsServed(t *testing.T) {
 		"state checkpoint":        true,
 		"--version":               true,
 		"-v":                      true,
+		"--root /r --version":     true,
+		"--root --version":        false, // its value
+		"--version run":           false,
 		"":                        false, // help
 		"help":                    false,
 		"h run":                   false,
