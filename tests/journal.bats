@@ -6,7 +6,7 @@
 # nothing of it is left. VZ_FULL=1 takes all moments, and half an hour; else it is some
 # of the records of what is under way.
 # Suites use what `run` sets.
-# shellcheck disable=SC2016,SC2030,SC2031,SC2154
+# shellcheck disable=SC2153,SC2016,SC2030,SC2031,SC2154
 
 load helpers
 load app
@@ -40,15 +40,6 @@ teardown() {
 }
 
 vz() { "$VZRUN" --root "$VZ_ROOT" --id-record "$IDS" "$@"; }
-
-# subject runs $BUNDLE, a container that counts.
-subject() {
-	BUNDLE=$(app_bundle "$ID" /usr/local/bin/vzguest count "/$count/log")
-	mkdir -p "$BUNDLE/rootfs/$count"
-	BEFORE=$(tree_sum "$BUNDLE/rootfs" "$count")
-	app_up "$BUNDLE" "$ID"
-	wait_counter "$BUNDLE/rootfs"
-}
 
 # trip POINT ACTION VERB... ID runs vzrun, with $CODE for its end, and fails where it
 # ended before it came to that point of what is changed below $WATCHED or, in the short

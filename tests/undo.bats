@@ -41,22 +41,6 @@ teardown() {
 	vz_teardown
 }
 
-# subject makes $BUNDLE, of a container that counts or, in the long form, of a whole
-# Debian that does, and runs it.
-subject() {
-	if [[ ${1:-} == debian ]]; then
-		BUNDLE=$(debian_bundle "$ID")
-		vz_up "$BUNDLE" "$ID"
-		wait_guest "$ID"
-	else
-		BUNDLE=$(app_bundle "$ID" /usr/local/bin/vzguest count "/$count/log")
-		mkdir -p "$BUNDLE/rootfs/$count"
-		BEFORE=$(tree_sum "$BUNDLE/rootfs" "$count")
-		app_up "$BUNDLE" "$ID"
-	fi
-	wait_counter "$BUNDLE/rootfs"
-}
-
 # faulty STAGE WHEN ACTION VERB... runs vzrun, with that fault, to its end.
 faulty() {
 	echo "$1 $2 $3" >"$DIR/plan"
