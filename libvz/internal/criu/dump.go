@@ -80,6 +80,7 @@ type DumpOptions struct {
 	// FreezeCgroup is the cgroup directory that CRIU freezes while it
 	// seizes the tasks; "" = it stops them one by one.
 	FreezeCgroup string
+	freezer      *freezer // of FreezeCgroup; may be nil
 	// Namespaces are the guest's namespaces that live on without it, as
 	// CRIU writes them: net[INODE]:KEY.
 	Namespaces            []string
@@ -104,7 +105,8 @@ type DumpOptions struct {
 
 // Stats is what CRIU measured.
 type Stats struct {
-	Freezing, Frozen, MemDump, MemWrite time.Duration // of a dump
+	// Of a dump. Frozen is for how long the tasks stood still.
+	Freezing, Frozen, MemDump, MemWrite time.Duration
 	Forking, Restore                    time.Duration // of a restore
 	Pages                               uint64        // written, or restored
 	Attempts                            int           // of a dump
@@ -115,6 +117,10 @@ type Stats struct {
 // returns an error they run as before: CRIU undoes a dump that fails, and one
 // whose "post-dump" stage was refused, which is therefore the place to commit.
 func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
+	if o.FreezeCgroup != "" {
+		o.freezer = newFreezer(o.FreezeCgroup)
+		defer o.freezer.close()
+	}
 	for n := 1; ; n++ {
 		err := dumpOnce(ctx, o)
 		if err == nil {
@@ -124,6 +130,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 				s = &Stats{}
 			}
 			s.Attempts = n
+			s.Frozen += o.freezer.heldFor()
 			return s, nil
 		}
 		var e *Error
@@ -149,6 +156,9 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	opts.External = o.Namespaces
 	if o.FreezeCgroup != "" {
 		opts.FreezeCgroup = new(o.FreezeCgroup)
+	}
+	if o.freezer != nil {
+		opts.FreezeCgroup = new(o.freezer.path())
 	}
 	if o.Parent != "" {
 		opts.ParentImg = new(o.Parent)
@@ -217,10 +227,15 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 				return err
 			}
 		}
-		if consent == nil {
-			return nil
+		if consent != nil {
+			if err := consent(st); err != nil {
+				return err
+			}
 		}
-		return consent(st)
+		if st.Name == "pre-dump" {
+			return o.freezer.freeze()
+		}
+		return nil
 	}
 	settled := s.abortAfter(ctx)
 	_, err = s.do(ctx, req, stage)
@@ -232,7 +247,7 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 	if lazy != nil {
 		err = lazy.wait(err)
 	}
-	return err
+	return errors.Join(err, o.freezer.thaw())
 }
 
 // serve starts the criu process of one request, and tells who wants to know.
