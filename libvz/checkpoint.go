@@ -310,6 +310,10 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		switch s.Name {
 		case "pre-dump":
 			d.stopping = asked
+		case criu.StageFrozen:
+			if d.opts.PreDump {
+				return d.preDumpStage(s)
+			}
 		case "network-lock":
 			if err := thawGuest(e); err != nil {
 				return err

@@ -2,6 +2,7 @@ package libvz
 
 import (
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
+	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -28,6 +29,31 @@ func thawGuest(e *store.Entry) error {
 		return err
 	}
 	return cgroup.Thaw(path, names)
+}
+
+// preDumpStage refuses a pre-dump of what the guest has frozen: it stops no task for
+// long enough to thaw them. A guest may freeze more until it stands still.
+func (d *dumpPlan) preDumpStage(s criu.Stage) error {
+	if s.Name != criu.StageFrozen {
+		return nil
+	}
+	return d.refuseFrozen()
+}
+
+func (d *dumpPlan) refuseFrozen() error {
+	path := d.state.CgroupPaths[""]
+	if path == "" || !d.system {
+		return nil
+	}
+	frozen, err := cgroup.Frozen(path)
+	if err != nil {
+		return err
+	}
+	if len(frozen) > 0 {
+		return withHint("thaw it (systemctl thaw), or leave out --pre-dump, or use --mode lazy or cold",
+			"%w: the guest has frozen %.100q, whose memory cannot be taken while it runs", ErrRefused, frozen[0])
+	}
+	return nil
 }
 
 // refreezeGuest undoes thawGuest, once: later it is the guest's to say what is

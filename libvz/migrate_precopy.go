@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vzrun/vzrun/libvz/internal/cgroup"
 	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
@@ -59,18 +58,7 @@ func (m *migration) planRounds(ctx context.Context) error {
 		return withHint("use --mode lazy or cold, or a kernel with CONFIG_MEM_SOFT_DIRTY",
 			"%w: this kernel does not track changes of memory, as --mode %s needs", ErrUnsupported, m.o.Mode)
 	}
-	if path := m.plan.state.CgroupPaths[""]; path != "" && m.plan.system {
-		// CRIU runs code of its own in each task, and would wait for these.
-		frozen, err := cgroup.Frozen(path)
-		if err != nil {
-			return err
-		}
-		if len(frozen) > 0 {
-			return withHint("thaw it (systemctl thaw), or use --mode lazy or cold",
-				"%w: the guest has frozen %.100q, whose memory cannot be taken while it runs", ErrRefused, frozen[0])
-		}
-	}
-	return nil
+	return m.plan.refuseFrozen()
 }
 
 // copyRounds sends memory while the guest runs, until it is to be stopped. After an
@@ -112,7 +100,7 @@ func (m *migration) copyRound(ctx context.Context, n int) (*Round, error) {
 	o := m.plan.opts
 	o.Images, o.Work, o.PreDump, o.Parent, o.Lazy = dir, dir, true, parentOf(n), nil
 	o.Started = noteCriu(m.entry)
-	o.Stage = func(criu.Stage) error { return nil }
+	o.Stage = m.plan.preDumpStage
 	m.c.host.event(Event{ID: m.c.id, Step: "copying memory", Round: n})
 	taking := *m.plan
 	taking.opts = o

@@ -935,6 +935,9 @@ moves_in_rounds() {
 	lacks 'a kernel that tracks changes of memory' tracks_memory
 	local guest
 	with_client
+	guest "$ID" systemctl freeze nginx.service
+	fails 1 'has frozen "system.slice/nginx.service"' migrate --mode pre-copy "$ID" "unix://$T/b"
+	guest "$ID" systemctl thaw nginx.service
 	run -0 migrate --mode pre-copy --stats "$T/stats" "$ID" "unix://$T/b"
 	echo "$output"
 	jq 'del(.checks)' "$T/stats"

@@ -24,6 +24,10 @@ const (
 // directory.
 const ParentLink = "parent"
 
+// StageFrozen is a stage that CRIU does not have: the guest stands still, and CRIU
+// has not looked at it yet. It comes only where the guest could be frozen so early.
+const StageFrozen = "frozen"
+
 // attempts is how often a dump that lost a race is tried in all. Each attempt
 // freezes the guest for a few hundred milliseconds; when the race was seen, the
 // next attempt won it every time.
@@ -233,9 +237,14 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 			}
 		}
 		if st.Name == "pre-dump" {
-			return o.freezer.freeze()
+			return o.freeze()
 		}
 		return nil
+	}
+	if o.PreDump { // which has no stages
+		if err := o.freeze(); err != nil {
+			return errors.Join(err, s.close(), o.freezer.thaw())
+		}
 	}
 	settled := s.abortAfter(ctx)
 	_, err = s.do(ctx, req, stage)
@@ -248,6 +257,14 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 		err = lazy.wait(err)
 	}
 	return errors.Join(err, o.freezer.thaw())
+}
+
+// freeze freezes the guest, where it can, and asks for consent then.
+func (o *DumpOptions) freeze() error {
+	if err := o.freezer.freeze(); err != nil || o.Stage == nil || !o.freezer.isHeld() {
+		return err
+	}
+	return o.Stage(Stage{Name: StageFrozen})
 }
 
 // serve starts the criu process of one request, and tells who wants to know.

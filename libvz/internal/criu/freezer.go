@@ -165,6 +165,8 @@ func (f *freezer) thawed() {
 	f.frozen = false
 }
 
+func (f *freezer) isHeld() bool { return f != nil && f.frozen }
+
 // heldFor says for how long it was frozen the last time.
 func (f *freezer) heldFor() time.Duration {
 	if f == nil {
