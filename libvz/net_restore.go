@@ -55,19 +55,15 @@ func placeNetwork(spec, saved *specs.Spec, were, placed []vnet.Link) error {
 	return nil
 }
 
-// resumeNetwork does again what is not in the images: filters and settings of
-// the host's ends. The guest does not run yet.
-func (r *revival) resumeNetwork(pid int) error {
+// announceNetwork tells the neighbours of the addresses that vzrun made. The guest
+// does not run yet.
+func (r *revival) announceNetwork(pid int) error {
+	if r.consent != nil {
+		return nil // it may have to stay where it was, see reception.consent
+	}
 	nets, err := parseNets(r.spec.Annotations[annotationNet])
 	if err != nil || len(nets) == 0 {
 		return err
-	}
-	err = onHost(func() error { return r.host.guardNetwork(r.id, nets) })
-	if err != nil {
-		return err
-	}
-	if r.consent != nil {
-		return nil // it may have to stay where it was, see reception.consent
 	}
 	// Neighbours learn it sooner or later in any case.
 	if err := inNetworkOf(pid, func() error { return vnet.Announce(nets) }); err != nil {

@@ -38,9 +38,14 @@ func inNetworkOf(pid int, fn func() error) error {
 		return fmt.Errorf("open network namespace: %w", err)
 	}
 	defer ns.Close()
+	return inNetwork(ns, fn)
+}
+
+// inNetwork is inNetworkOf for a namespace that is open.
+func inNetwork(ns *os.File, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends in the guest's namespace.
+		// Never unlocked: the thread ends in that namespace.
 		runtime.LockOSThread()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter network namespace: %w", err)
@@ -123,12 +128,51 @@ func (r *revival) isolateNetwork() error {
 	return vnet.SkipIndexes(r.links)
 }
 
-// attachLinks brings the host ends to the host and into the state they had.
-func (r *revival) attachLinks() error {
-	if r.hostNet == nil {
+// linksComing is the way of the host ends of the guest's links to the host.
+type linksComing struct {
+	done chan struct{}
+	err  error
+}
+
+// bringLinks begins to bring them, and to guard them, while CRIU, which has made
+// them, goes on with the tasks: the kernel takes some 30 ms for that. They are down
+// until attachLinks.
+func (r *revival) bringLinks() error {
+	if r.hostNet == nil || r.coming != nil {
 		return nil
 	}
-	if err := vnet.Move(r.links, r.hostNet); err != nil {
+	theirs, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	coming := &linksComing{done: make(chan struct{})}
+	r.coming = coming
+	go func() {
+		defer close(coming.done)
+		defer theirs.Close()
+		coming.err = inNetwork(theirs, func() error { return vnet.Move(r.links, r.hostNet) })
+		if coming.err == nil {
+			coming.err = r.guardLinks()
+		}
+	}()
+	return nil
+}
+
+// awaitLinks returns when they are there. Nobody needs to have sent for them.
+func (r *revival) awaitLinks() error {
+	if r.coming == nil {
+		return nil
+	}
+	<-r.coming.done
+	return r.coming.err
+}
+
+// attachLinks brings the host ends into the state they had.
+func (r *revival) attachLinks() error {
+	if r.hostNet == nil {
+		return onHost(r.guardLinks)
+	}
+	if err := errors.Join(r.bringLinks(), r.awaitLinks()); err != nil {
 		return err
 	}
 	return onHost(func() error {
@@ -137,6 +181,15 @@ func (r *revival) attachLinks() error {
 		}
 		return nil
 	})
+}
+
+// guardLinks does again what is not in the images: filters and settings of the host's ends.
+func (r *revival) guardLinks() error {
+	nets, err := parseNets(r.spec.Annotations[annotationNet])
+	if err != nil || len(nets) == 0 {
+		return err
+	}
+	return r.host.guardNetwork(r.id, nets)
 }
 
 // onHost runs fn outside of the namespaces of the calling thread: a goroutine

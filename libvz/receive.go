@@ -57,6 +57,8 @@ type reception struct {
 	prepared atomic.Bool
 	revival  *revival
 	serving  sync.WaitGroup // streams
+	// announcing is what tells the network where the guest is.
+	announcing sync.WaitGroup
 	// In mode lazy: the first stream of pages and whether somebody has it;
 	// closed when the source has said the word, and what there is from then on.
 	pages     chan *wire.Stream
@@ -369,11 +371,24 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 		return err
 	}
 	close(r.committed)
-	// Before it runs and says something itself.
-	if err := inNetworkOf(pid, vnet.AnnounceOwn); err != nil {
-		r.host.warn(r.offer.NewID, "%v", err)
-	}
+	r.announce(pid)
 	return nil
+}
+
+// announce tells the network where the guest is now. It runs meanwhile, and may say
+// something itself: that is as good.
+func (r *reception) announce(pid int) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		r.host.warn(r.offer.NewID, "open network namespace: %v", err)
+		return
+	}
+	r.announcing.Go(func() {
+		defer ns.Close()
+		if err := inNetwork(ns, vnet.AnnounceOwn); err != nil {
+			r.host.warn(r.offer.NewID, "%v", err)
+		}
+	})
 }
 
 // finish is what comes when the guest runs. Only the memory of a lazy one may
@@ -386,6 +401,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		}
 	}
 	told := r.control.Send(wire.Committed, nil)
+	r.announcing.Wait()
 	r.follow.tell(MigrationEvent{Event: MigrationCommitted})
 	if err := r.awaitMemory(c); err != nil {
 		return err

@@ -114,6 +114,7 @@ type revival struct {
 	known    criu.Known
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
+	coming   *linksComing
 	pid      int
 	subtree  string          // the container's cgroup2 directory
 	aside    string          // where criu is while the subtree is made; "" = it need not
@@ -317,6 +318,7 @@ func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
 	begun := time.Now()
 	defer r.abortAfter(ctx)()
 	pid, measured, err := criu.Restore(ctx, r.opts)
+	r.awaitLinks() //nolint:errcheck // CRIU had no consent then
 	var ce *criu.Error
 	switch {
 	case errors.Is(err, criu.ErrNoMerge):

@@ -167,6 +167,9 @@ func (r *revival) stage(s criu.Stage) error {
 	case "setup-namespaces":
 		return r.setupNamespaces(s.Pid)
 	case "post-setup-namespaces":
+		if err := r.bringLinks(); err != nil {
+			return err
+		}
 		if cgroups.IsCgroup2UnifiedMode() {
 			return r.growCgroups()
 		}
@@ -183,7 +186,7 @@ func (r *revival) stage(s criu.Stage) error {
 		if err := r.attachLinks(); err != nil {
 			return err
 		}
-		if err := r.resumeNetwork(s.Pid); err != nil {
+		if err := r.announceNetwork(s.Pid); err != nil {
 			return err
 		}
 		if err := r.writeState(s.Pid); err != nil {
