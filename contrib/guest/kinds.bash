@@ -34,6 +34,7 @@ build_sysvinit() {
 # made for.
 build_openrc() {
 	debootstrap_guest "$1" trixie sysvinit-core openrc "${base_packages[@]}"
+	leave_configfs "$1"
 	add_guest_program "$1"
 	each_service install_openrc "$1"
 }
@@ -42,8 +43,15 @@ build_openrc() {
 # the first process runs the three runlevels itself.
 build_openrc-init() {
 	debootstrap_guest "$1" trixie openrc sysvinit-utils initscripts "${base_packages[@]}"
+	leave_configfs "$1"
 	add_guest_program "$1"
 	each_service install_openrc "$1"
+}
+
+# leave_configfs ROOT takes out a service that fails in any container, where the host
+# has configfs.
+leave_configfs() {
+	rm -f "$1"/etc/runlevels/*/mount-configfs
 }
 
 build_runit() {
