@@ -98,6 +98,7 @@ type migration struct {
 	layers  []layer
 	missing []int // of layers, at the other side
 	ours    error // why it went wrong, where it was not CRIU's doing
+	sent    sentFiles
 	last    lastPass
 }
 
@@ -259,7 +260,7 @@ func (m *migration) move(ctx context.Context) error {
 		m.c.host.event(Event{ID: m.c.id, Step: "sending files"})
 		err := m.sendTemplates(ctx)
 		if err == nil {
-			err = m.sendRootfs(ctx, false)
+			err = m.sendAllFiles(ctx)
 		}
 		if err != nil {
 			return undo(err)

@@ -44,8 +44,6 @@ func (l *lastPass) end() {
 	}
 }
 
-func (m *migration) sendLast(ctx context.Context) error { return m.sendRootfs(ctx, true) }
-
 // finishFiles returns when the files over there are as they are here.
 func (m *migration) finishFiles(ctx context.Context) error {
 	if m.o.SharedStorage {

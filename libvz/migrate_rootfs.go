@@ -44,36 +44,52 @@ func rsyncOptions() []string {
 	return []string{"-aHAXS", "--numeric-ids", "--delete", "--modify-window=-1"}
 }
 
-// allowedRsync is what the other side may ask our rsync for: the options above
-// in the form in which rsync hands them on. What it may not: s, with which
+// allowedRsync is what the other side may ask our rsync for: the options of all
+// passes in the form in which rsync hands them on. What it may not: s, with which
 // options come by another way.
-const allowedRsync = `^-[ADHIRSXaglnoprtvxz]+e[0-9.]*[A-Za-z]*$|^-@-1$|^--(numeric-ids|delete|delete-during|modify-window=-1|ignore-times)$`
+const allowedRsync = `^-[ADHIRSXadglnoprtvxz]+e[0-9.]*[A-Za-z]*$|^-@-1$|^--(numeric-ids|delete|delete-during|modify-window=-1|ignore-times|no-r|force)$`
 
-// sendRootfs makes the root file system over there like ours. While the guest
-// runs, files may vanish on the way; last is the pass in which nothing moves,
-// and then shared mappings are looked at, too.
-func (m *migration) sendRootfs(ctx context.Context, last bool) error {
-	args := append(rsyncOptions(), "./", "vzrun:./")
-	err := m.rsync(ctx, m.root, args, nil)
+// sendAllFiles makes the root file system over there like ours while the guest runs.
+// Files may vanish on the way.
+func (m *migration) sendAllFiles(ctx context.Context) error {
+	if err := m.sent.begin(m.root.dir); err != nil {
+		return err
+	}
+	err := m.rsync(ctx, m.root, append(rsyncOptions(), "./", "vzrun:./"), nil)
 	var exit *exec.ExitError
-	if !last && errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
+	if errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
 		err = nil
 	}
-	if err != nil || !last {
-		return err
-	}
-	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
-	if err != nil || len(mapped) == 0 {
-		return err
-	}
-	// A page that is mapped for writing is written without a sign in the
-	// file's times: their contents are compared.
-	args = []string{"-aHAXS", "--numeric-ids", "--modify-window=-1", "--ignore-times", "--from0", "--files-from=-", "./", "vzrun:./"}
-	return m.rsync(ctx, m.root, args, []byte(strings.Join(mapped, "\x00")))
+	return err
 }
 
 // rsyncVanished is the exit code for files that vanished before they were sent.
 const rsyncVanished = 24
+
+// sendLast sends what has changed since. Nothing moves now.
+//
+// First come files, whose contents are compared: what is written through a mapping, or
+// by a program that sets times back, does not show in their times and sizes. The
+// others after them find these as they are to be.
+func (m *migration) sendLast(ctx context.Context) error {
+	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
+	if err != nil {
+		return err
+	}
+	files, others, unknown := m.sent.changed(m.root.dir)
+	if files = append(files, mapped...); len(files) > 0 {
+		if err := m.rsync(ctx, m.root, append(listOptions(), "--ignore-times", "./", "vzrun:./"), rsyncList(files)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case unknown != nil:
+		return m.rsync(ctx, m.root, append(rsyncOptions(), "./", "vzrun:./"), nil)
+	case len(others) > 0:
+		return m.rsync(ctx, m.root, append(listOptions(), "--delete", "./", "vzrun:./"), rsyncList(others))
+	}
+	return nil
+}
 
 // upperFilter is for an overlay's upper directory: what the kernel notes there of
 // the layers below by their handles would be wrong on another file system. What it

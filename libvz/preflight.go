@@ -132,6 +132,9 @@ const (
 	// obstacles for some milliseconds; one that stays this long is to be refused.
 	obstacleLooks = 10
 	obstaclePause = 30 * time.Millisecond
+	// busLooks is for how long an init may have a connection to somebody outside: a
+	// vzrun that asks it whether it is up, or has it reload after a restore.
+	busLooks = 100
 	// obstacleAge is what no such helper reaches: an older process is no helper.
 	obstacleAge = time.Second
 )
@@ -161,7 +164,7 @@ func (c *Container) survey(ctx context.Context, st *libcontainer.State, o Checkp
 			return nil, nil, err
 		}
 		found := preflight.Decide(facts, asked)
-		if len(found) == 0 || n == obstacleLooks || n > 1 && slices.Equal(found, before) && !slices.ContainsFunc(found, ofYoung) {
+		if len(found) == 0 || n >= looksFor(found) || n > 1 && slices.Equal(found, before) && !slices.ContainsFunc(found, mayPass) {
 			return facts.Tasks, published(found), nil
 		}
 		before = found
@@ -227,8 +230,21 @@ func (c *Container) look(ctx context.Context, st *libcontainer.State, outside []
 	return facts, err
 }
 
-// ofYoung tells whether an obstacle may be a helper's.
-func ofYoung(o preflight.Obstacle) bool { return o.Host != 0 && uptimeOf(o.Host) < obstacleAge }
+// mayPass tells whether an obstacle may be gone in a moment: it is a helper's, or a
+// connection of the init's.
+func mayPass(o preflight.Obstacle) bool {
+	return o.Host != 0 && uptimeOf(o.Host) < obstacleAge || ofBus(o)
+}
+
+func ofBus(o preflight.Obstacle) bool { return o.Kind == preflight.Connection && o.Pid == 1 }
+
+// looksFor says how often to look before obstacles are believed.
+func looksFor(found []preflight.Obstacle) int {
+	if len(found) == 1 && ofBus(found[0]) {
+		return busLooks
+	}
+	return obstacleLooks
+}
 
 func published(found []preflight.Obstacle) []Obstacle {
 	var out []Obstacle
