@@ -23,6 +23,7 @@ require (
 	github.com/vishvananda/netlink v1.3.1
 	github.com/vishvananda/netns v0.0.5
 	github.com/xtaci/smux v1.5.58
+	golang.org/x/sync v0.16.0
 	golang.org/x/sys v0.47.0
 	golang.org/x/time v0.14.0
 )
@@ -43,5 +44,4 @@ require (
 	github.com/seccomp/libseccomp-golang v0.12.0 // indirect
 	golang.org/x/crypto v0.55.0 // indirect
 	golang.org/x/net v0.57.0 // indirect
-	golang.org/x/sync v0.16.0 // indirect
 )

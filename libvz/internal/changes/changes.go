@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,7 +67,7 @@ type Entry struct {
 func (e Entry) IsDir() bool     { return e.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (e Entry) IsRegular() bool { return e.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// Since lists what may have changed in the tree since a moment at which, or after
+// Since lists, in no order, what may have changed in the tree since a moment at which, or after
 // which, somebody copied all of it. The tree must not change meanwhile. Links are not
 // followed, and mounts are. A file that is written through a shared mapping shows that
 // only when it is written for the first time after its page was written back.
@@ -83,15 +86,16 @@ func Since(tree *os.File, m Moment) ([]Entry, error) {
 		return nil, fmt.Errorf("%w: the clock was set", ErrCannotTell)
 	}
 	w := walker{since: m.wall.Add(-Slack), links: map[inode]*names{}}
+	w.others.SetLimit(max(1, runtime.GOMAXPROCS(0)-1))
 	var st unix.Stat_t
 	if err := unix.Fstat(int(tree.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", tree.Name(), err)
 	}
 	if w.changed(&st) {
-		w.found = append(w.found, Entry{".", st.Mode, true})
+		w.add(Entry{".", st.Mode, true})
 	}
 	// The tree itself has not come from elsewhere.
-	if err := w.walk(tree, "", false); err != nil {
+	if err := errors.Join(w.walk(tree, "", false), w.others.Wait()); err != nil {
 		return nil, err
 	}
 	return append(w.found, w.namesakes()...), nil
@@ -111,7 +115,10 @@ func keepsTimes(tree *os.File) error {
 }
 
 type walker struct {
-	since time.Time
+	since  time.Time
+	others errgroup.Group // that go through directories, too
+
+	mu    sync.Mutex // of what follows
 	found []Entry
 	links map[inode]*names
 }
@@ -145,13 +152,18 @@ func (w *walker) changed(st *unix.Stat_t) bool {
 	return !at.Before(w.since)
 }
 
+func (w *walker) add(e Entry) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.found = append(w.found, e)
+}
+
 // walk goes through a directory; all has it list every directory below.
 func (w *walker) walk(dir *os.File, path string, all bool) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("read directory: %w", err)
 	}
-	slices.Sort(names)
 	for _, name := range names {
 		var st unix.Stat_t
 		err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -163,7 +175,7 @@ func (w *walker) walk(dir *os.File, path string, all bool) error {
 		}
 		e := Entry{path + name, st.Mode, w.changed(&st)}
 		if e.Changed || all && e.IsDir() {
-			w.found = append(w.found, e)
+			w.add(e)
 		}
 		if !e.IsDir() {
 			w.link(e, &st, all)
@@ -182,6 +194,8 @@ func (w *walker) link(e Entry, st *unix.Stat_t, moved bool) {
 		return
 	}
 	key := inode{st.Dev, st.Ino}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.links[key] == nil {
 		w.links[key] = &names{}
 	}
@@ -198,6 +212,12 @@ func (w *walker) enter(parent *os.File, name, path string, all bool) error {
 		return fmt.Errorf("open %s: %w", path+name, err)
 	}
 	dir := os.NewFile(uintptr(fd), path+name)
-	defer dir.Close()
-	return w.walk(dir, path+name+"/", all)
+	walk := func() error {
+		defer dir.Close()
+		return w.walk(dir, path+name+"/", all)
+	}
+	if w.others.TryGo(walk) {
+		return nil
+	}
+	return walk()
 }
