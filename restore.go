@@ -227,3 +227,11 @@ func absolutePaths(paths ...string) ([]string, error) {
 	}
 	return absolute, nil
 }
+
+// holdMemoryCommand is what libvz starts in a restore with lazy pages.
+func holdMemoryCommand() *cli.Command {
+	return &cli.Command{Name: libvz.HoldMemoryVerb, Hidden: true, Action: func(*cli.Context) error {
+		err := libvz.HoldMemory()
+		return &usageError{msg: libvz.HoldMemoryVerb + " is for vzrun itself: " + err.Error(), hint: "vzrun restore --lazy-pages starts it"}
+	}}
+}

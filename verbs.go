@@ -14,7 +14,7 @@ func verbs() []*cli.Command {
 		killCommand(), deleteCommand(), execCommand(), psCommand(), pauseCommand(),
 		resumeCommand(), specCommand(), featuresCommand(), doctorCommand(), checkpointCommand(),
 		restoreCommand(), updateCommand(), eventsCommand(), topCommand(), readyCommand(), stopCommand(), enterCommand(),
-		consoleCommand(), logsCommand(), holdConsoleCommand(), lazyMigrateCommand(), receiveCommand(), relayRsyncCommand(),
+		consoleCommand(), logsCommand(), holdConsoleCommand(), lazyMigrateCommand(), receiveCommand(), relayRsyncCommand(), holdMemoryCommand(),
 	}
 }
 

@@ -195,7 +195,7 @@ func (m *manifest) checkMemory(dir string, o RestoreOptions) error {
 
 // startLazy starts what fills the memory of a lazy restore. It must run in the
 // host's network namespace.
-func (r *revival) startLazy(ctx context.Context, work string) error {
+func (r *revival) startLazy(work string) error {
 	if !r.options.LazyPages {
 		return nil
 	}
@@ -203,7 +203,10 @@ func (r *revival) startLazy(ctx context.Context, work string) error {
 		return err
 	}
 	r.opts.Lazy = true
-	o := criu.LazyOptions{Criu: r.opts.Criu, Images: r.images, Work: work, Dial: r.options.dialPages}
+	o := criu.LazyOptions{
+		Images: r.images, Work: work, Dial: r.options.dialPages,
+		Holder: []string{"/proc/self/exe", HoldMemoryVerb},
+	}
 	if address := r.options.PageServer; address != "" {
 		o.Dial = dialer(address)
 	}
@@ -214,9 +217,18 @@ func (r *revival) startLazy(ctx context.Context, work string) error {
 		return withHint("say where it is served: --page-server ADDRESS:PORT", "the memory is not in the images, which are of a lazy checkpoint")
 	}
 	var err error
-	r.lazy, err = criu.StartLazyPages(ctx, o)
+	r.lazy, err = criu.StartLazyPages(o)
 	return err
 }
+
+// HoldMemoryVerb is the only argument with which libvz starts the program again for a
+// restore with lazy pages; it must call HoldMemory then.
+const HoldMemoryVerb = "hold-memory"
+
+// HoldMemory keeps a guest's tasks waiting that need memory which is missing, until it is
+// killed: otherwise they would find zeroes were the process killed that fills the memory.
+// It returns only where it was not libvz that started the program.
+func HoldMemory() error { return criu.Hold(3) }
 
 // dialer connects from the network namespace that it is made in, once: a lazy
 // checkpoint serves one connection.
@@ -235,7 +247,7 @@ func dialer(address string) func(context.Context) (net.Conn, error) {
 func (r *revival) memoryArrives() error {
 	start, err := startTime(r.lazy.Pid())
 	if err != nil {
-		return fmt.Errorf("criu lazy-pages: %w", err)
+		return fmt.Errorf("holder of the memory: %w", err)
 	}
 	r.entry.Operation.Criu, r.entry.Operation.CriuStart = r.lazy.Pid(), start
 	return r.entry.Step(stepArriving)
@@ -252,7 +264,9 @@ func (r *revival) endRestore(failed error) error {
 	}
 	lazy := r.lazy
 	r.lazy = nil
-	return errors.Join(r.settle("restore", failed), lazy.Stop())
+	err := r.settle("restore", failed)
+	lazy.Stop()
+	return err
 }
 
 // arrival is the rest of a lazy restore.
@@ -297,11 +311,11 @@ func (c *Container) AwaitMemory(ctx context.Context) error {
 		}
 		a.lazy.GiveUp()
 	}
-	stopped := a.lazy.Stop()
+	a.lazy.Stop()
 	if ended == nil {
 		ended = forget(a.entry)
 	}
-	return fail("restore", c.id, errors.Join(fmt.Errorf("the guest was ended, as its memory did not arrive: %w", unsupported(err)), ended, stopped))
+	return fail("restore", c.id, errors.Join(fmt.Errorf("the guest was ended, as its memory did not arrive: %w", unsupported(err)), ended))
 }
 
 // undoShared ends a lazy checkpoint whose vzrun is gone: the container may run
@@ -326,7 +340,7 @@ func (h *Host) undoShared(ctx context.Context, e *store.Entry) error {
 }
 
 // undoArriving ends a guest whose memory nobody sees to any more: first the
-// guest, which waits for pages, and then criu, without which it would find zeroes.
+// guest, which waits for pages, and then the holder, without which it would find zeroes.
 func (h *Host) undoArriving(ctx context.Context, e *store.Entry) error {
 	paths := make([]string, 0, len(e.Operation.Cgroups))
 	for _, p := range e.Operation.Cgroups {

@@ -192,7 +192,7 @@ func (r *reception) fail(err error) error {
 		r.entry.Operation.Step = ""
 		undo := r.host.undo(r.entry)
 		if r.revival != nil && r.revival.lazy != nil {
-			undo = errors.Join(undo, r.revival.lazy.Stop())
+			r.revival.lazy.Stop()
 		}
 		if undo != nil {
 			// Not known to be gone: the source must not be told that it is.

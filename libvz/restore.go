@@ -281,7 +281,7 @@ func (r *revival) prepareAndRun(ctx context.Context, work string) (*Stats, error
 	if err := r.reserveNetwork(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.startLazy(ctx, work); err != nil {
+	if err := r.startLazy(work); err != nil {
 		return nil, err
 	}
 	if err := r.isolateNetwork(); err != nil {

@@ -249,17 +249,20 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 }
 
 @test "the other host is lost half-way: the container is paused, and resumes" {
-	local at
+	local at holder
 	rememberer
 	serve
 	halfway
+	holder=$(criu_of "$VZ_AWAY")
 	kill -KILL "$AWAY_PID"
 	ends "$AWAY_PID" 137
+	kill -0 "$holder" # what is missing is no zeroes yet
 	ends "$HOME_PID" 6
 	grep 'hint: .*resume' "$VZ_TMP/checkpoint.log"
 	[[ $(status_of "$ID") == paused ]]
 	has_ended "$HELD"
 	gone_away
+	has_ended "$holder"
 	at=$(wc -l <"$LOG")
 	[[ $(wc -l <"$LOG") -eq $at ]]
 	vz resume "$ID"

@@ -1,10 +1,6 @@
 package criu
 
-import (
-	"os"
-	"slices"
-	"sort"
-)
+import "os"
 
 const (
 	// pipePages is how many pages CRIU's page server keeps in a pipe: an answer ends
@@ -15,12 +11,11 @@ const (
 	nearFirst, nearMost = 16, 512
 )
 
-// ahead says which pages are to be asked for before CRIU does. It knows all pages that
-// have to come; each is given once. It is not for use by several goroutines at a time.
+// ahead says which pages are to be asked for. It knows all pages that have to come; each
+// is given once. It is not for use by several goroutines at a time.
 type ahead struct {
-	tasks map[uint64]*aheadTask
-	// turn are the tasks of which something is left, the next one first: CRIU fills
-	// the memory of all tasks at the same time, each by address.
+	// turn are the tasks of which something is left, the next one first: the memory of
+	// all tasks is filled at the same time, each by address.
 	turn []*aheadTask
 	near []*aheadTask // those with something left of where they wait
 }
@@ -29,8 +24,9 @@ type ahead struct {
 type aheadTask struct {
 	task   uint64
 	ranges []pageRange
-	asked  []bool
-	next   int // those before it have been asked for
+	total  int
+	open   pageSet // those that are needed and have not been asked for
+	next   int     // those before it are not open
 	inTurn bool
 
 	// Pages from faulted to nearEnd are where the task waits, those before near have
@@ -45,51 +41,18 @@ type span struct {
 	count         int
 }
 
-// expect adds a task with the pages that have to come.
-func (a *ahead) expect(task uint64, ranges []pageRange) {
-	total := number(ranges)
-	if total == 0 || a.tasks[task] != nil {
-		return
-	}
-	if a.tasks == nil {
-		a.tasks = map[uint64]*aheadTask{}
-	}
-	t := &aheadTask{task: task, ranges: ranges, asked: make([]bool, total), inTurn: true}
-	a.tasks[task] = t
+// expect adds a task with the pages that have to come, which have their numbers.
+func (a *ahead) expect(task uint64, ranges []pageRange) *aheadTask {
+	t := &aheadTask{task: task, ranges: ranges, total: countOf(ranges), inTurn: true}
+	t.open = allPages(t.total)
 	a.turn = append(a.turn, t)
-}
-
-// begin notes that CRIU asks for pages, and returns how many of them are to be asked
-// for: those in a row that have not been, most at most, and the first in any case. All,
-// if the task is not known.
-func (a *ahead) begin(s span, most int) int {
-	t := a.tasks[s.task]
-	if t == nil {
-		return s.count
-	}
-	for n := range min(s.count, most) {
-		i, known := numberAt(t.ranges, s.address+uint64(n*os.Getpagesize()))
-		if n > 0 && (!known || t.asked[i]) {
-			return n
-		}
-		if known {
-			t.asked[i] = true
-		}
-	}
-	return min(s.count, most)
+	return t
 }
 
 // missed notes that pages which were asked for have not come.
-func (a *ahead) missed(s span) {
-	t := a.tasks[s.task]
-	if t == nil {
-		return
-	}
-	for n := range s.count {
-		if i, known := numberAt(t.ranges, s.address+uint64(n*os.Getpagesize())); known {
-			t.asked[i], t.next = false, min(t.next, i)
-		}
-	}
+func (a *ahead) missed(t *aheadTask, first, end int) {
+	t.open.add(first, end)
+	t.next = min(t.next, first)
 	if !t.inTurn {
 		t.inTurn = true
 		a.turn = append(a.turn, t)
@@ -97,34 +60,28 @@ func (a *ahead) missed(s span) {
 }
 
 // fault notes that a task waits for a page: what comes after it is likely to be next.
-func (a *ahead) fault(task, address uint64) {
-	t := a.tasks[task]
-	if t == nil {
-		return
-	}
-	i, known := numberAt(t.ranges, address)
-	if !known {
-		return
-	}
+func (a *ahead) fault(t *aheadTask, number int) {
 	length := nearFirst
-	if i > t.faulted && i <= t.nearEnd {
+	if number > t.faulted && number <= t.nearEnd {
 		length = min(2*(t.nearEnd-t.faulted), nearMost)
 	} else {
-		t.near = i
+		t.near = number
 	}
-	t.faulted, t.nearEnd = i, min(i+length, len(t.asked))
-	t.near = max(t.near, i)
+	t.faulted, t.nearEnd = number, min(number+length, t.total)
+	t.near = max(t.near, number)
 	if !t.inNear {
 		t.inNear = true
 		a.near = append(a.near, t)
 	}
 }
 
-// forget gives no more pages of a task.
-func (a *ahead) forget(task uint64) {
-	is := func(t *aheadTask) bool { return t.task == task }
-	a.turn, a.near = slices.DeleteFunc(a.turn, is), slices.DeleteFunc(a.near, is)
-	delete(a.tasks, task)
+// begin gives a page for which a task waits, and those after it, most at most; false
+// where it has been asked for.
+func (a *ahead) begin(t *aheadTask, number, most int) (span, bool) {
+	if !t.open.has(number) {
+		return span{}, false
+	}
+	return t.take(&number, t.total, most)
 }
 
 // pickNear gives pages to ask for where tasks wait, most at a time; false: there are no
@@ -146,7 +103,7 @@ func (a *ahead) pick(most int) (span, bool) {
 	for len(a.turn) > 0 {
 		t := a.turn[0]
 		a.turn = a.turn[1:]
-		if s, ok := t.take(&t.next, len(t.asked), most); ok {
+		if s, ok := t.take(&t.next, t.total, most); ok {
 			a.turn = append(a.turn, t)
 			return s, true
 		}
@@ -155,41 +112,19 @@ func (a *ahead) pick(most int) (span, bool) {
 	return span{}, false
 }
 
-// take gives pages from a place on, before the end, and moves the place behind them.
+// take gives pages from the first open one on that is at a place or after it, and before
+// the end, and moves the place behind them.
 func (t *aheadTask) take(from *int, end, most int) (span, bool) {
-	for *from < end && t.asked[*from] {
-		*from++
-	}
-	if *from >= end {
+	first := t.open.next(*from, end)
+	if *from = first; first >= end {
 		return span{}, false
 	}
-	first := *from
-	r := t.ranges[sort.Search(len(t.ranges), func(i int) bool { return t.ranges[i].first > first })-1]
-	end = min(end, first+most, r.first+r.pages, (first/pipePages+1)*pipePages)
-	for *from < end && !t.asked[*from] {
-		t.asked[*from] = true
-		*from++
-	}
-	return span{t.task, r.address + uint64((first-r.first)*os.Getpagesize()), *from - first}, true
+	r := rangeOf(t.ranges, first)
+	last := min(end, first+max(most, 1), r.first+r.pages, (first/pipePages+1)*pipePages)
+	*from = t.open.gap(first, last)
+	t.open.remove(first, *from)
+	return span{t.task, r.addressOf(first), *from - first}, true
 }
 
-// number gives the pages of ranges, which are in the order of their addresses, their
-// numbers, and returns how many there are.
-func number(ranges []pageRange) int {
-	total := 0
-	for i := range ranges {
-		ranges[i].first = total
-		total += ranges[i].pages
-	}
-	return total
-}
-
-// numberAt finds the number of the page at an address.
-func numberAt(ranges []pageRange, address uint64) (int, bool) {
-	i := sort.Search(len(ranges), func(i int) bool { return ranges[i].address > address }) - 1
-	if i < 0 {
-		return 0, false
-	}
-	n := int((address - ranges[i].address) / uint64(os.Getpagesize()))
-	return ranges[i].first + n, n < ranges[i].pages
-}
+// bytes is how much memory a span is.
+func (s *span) bytes() int { return s.count * os.Getpagesize() }

@@ -17,23 +17,28 @@ func pagesAt(first uint64, pages int) pageRange {
 
 func spanAt(task, first uint64, count int) span { return span{task, first * pageSize, count} }
 
+// expectPages adds a task whose ranges have no numbers yet.
+func expectPages(a *ahead, task uint64, ranges ...pageRange) *aheadTask {
+	number(ranges)
+	return a.expect(task, ranges)
+}
+
 func TestAheadGoesByTheTasksInTurn(t *testing.T) {
 	var a ahead
-	a.expect(1, []pageRange{pagesAt(10, 3), pagesAt(100, 5)})
-	a.expect(2, []pageRange{pagesAt(10, 2)})
-	a.expect(3, nil)
-	a.expect(2, []pageRange{pagesAt(500, 2)}) // said twice
-	if n := a.begin(spanAt(1, 101, 9), 2); n != 2 {
-		t.Errorf("%d pages to begin with", n)
-	}
-	if n := a.begin(spanAt(1, 100, 9), 9); n != 1 {
-		t.Errorf("%d pages up to those that are under way", n)
-	}
-	if n := a.begin(spanAt(1, 102, 1), 9); n != 1 {
-		t.Errorf("%d pages where all are under way", n)
-	}
-	if n := a.begin(spanAt(9, 100, 700), 9); n != 700 {
-		t.Errorf("%d pages of a task that is not known", n)
+	one := expectPages(&a, 1, pagesAt(10, 3), pagesAt(100, 5))
+	two := expectPages(&a, 2, pagesAt(10, 2))
+	expectPages(&a, 3)
+	for _, c := range []struct {
+		number, most int
+		want         span
+	}{
+		{4, 2, spanAt(1, 101, 2)}, // as many as there may be
+		{3, 9, spanAt(1, 100, 1)}, // up to those that are under way
+		{4, 9, span{}},            // which are
+	} {
+		if s, ok := a.begin(one, c.number, c.most); s != c.want || ok != (c.want.count > 0) {
+			t.Errorf("%v for a fault at %d", s, c.number)
+		}
 	}
 	var got []span
 	for s, ok := a.pick(4); ok; s, ok = a.pick(4) {
@@ -42,20 +47,20 @@ func TestAheadGoesByTheTasksInTurn(t *testing.T) {
 	if want := []span{spanAt(1, 10, 3), spanAt(2, 10, 2), spanAt(1, 103, 2)}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	a.missed(spanAt(2, 11, 1))
+	a.missed(two, 1, 2)
 	if s, ok := a.pick(4); !ok || s != spanAt(2, 11, 1) {
 		t.Errorf("%v %v in place of what has not come", s, ok)
 	}
-	a.missed(spanAt(1, 10, 3))
-	a.forget(1)
+	a.missed(one, 0, 3)
+	one.open.remove(0, 3)
 	if s, ok := a.pick(4); ok {
-		t.Errorf("%v of a task that has ended", s)
+		t.Errorf("%v, which nobody needs", s)
 	}
 }
 
 func TestAheadFollowsFaults(t *testing.T) {
 	var a ahead
-	a.expect(1, []pageRange{pagesAt(0, 3000)})
+	task := expectPages(&a, 1, pagesAt(0, 3000))
 	near := func() (first uint64, count int) {
 		for s, ok := a.pickNear(64); ok; s, ok = a.pickNear(64) {
 			if count == 0 {
@@ -66,23 +71,23 @@ func TestAheadFollowsFaults(t *testing.T) {
 		return first, count
 	}
 	for _, c := range []struct {
-		fault, first uint64
-		count        int
+		fault int
+		first uint64
+		count int
 	}{
 		{1000, 1000, 16}, // nobody knows
 		{1001, 1016, 17}, // on it goes, so twice as many
 		{1002, 1033, 33},
 		{50, 50, 16}, // elsewhere
-		{7000, 0, 0}, // nowhere
 		{2990, 2990, 10},
 	} {
-		a.fault(1, c.fault*pageSize)
+		a.fault(task, c.fault)
 		if first, count := near(); first != c.first || count != c.count {
 			t.Errorf("after a fault at %d: %d pages from %d, want %d from %d", c.fault, count, first, c.count, c.first)
 		}
 	}
-	for i := range uint64(200) {
-		a.fault(1, (1003+i)*pageSize)
+	for i := range 200 {
+		a.fault(task, 1003+i)
 	}
 	if _, count := near(); count > nearMost+200 {
 		t.Errorf("%d pages ahead", count)
@@ -94,19 +99,20 @@ func TestAheadGivesEachPageOnce(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 50 {
 		var a ahead
-		ranges := map[uint64][]pageRange{}
+		var tasks []*aheadTask
 		left := map[span]bool{}
 		for task := range uint64(3) {
 			at := uint64(1)
+			var ranges []pageRange
 			for range random.IntN(20) {
 				r := pagesAt(at, 1+random.IntN(2000))
-				ranges[task] = append(ranges[task], r)
+				ranges = append(ranges, r)
 				for n := range r.pages {
 					left[spanAt(task, at+uint64(n), 1)] = true
 				}
 				at += uint64(r.pages + random.IntN(3))
 			}
-			a.expect(task, ranges[task])
+			tasks = append(tasks, expectPages(&a, task, ranges...))
 		}
 		given := func(s span) {
 			for n := range s.count {
@@ -116,21 +122,22 @@ func TestAheadGivesEachPageOnce(t *testing.T) {
 				}
 				delete(left, one)
 			}
-			first, _ := numberAt(ranges[s.task], s.address)
+			first, _ := numberAt(tasks[s.task].ranges, s.address)
 			if first/pipePages != (first+s.count-1)/pipePages {
 				t.Fatalf("%v is in two pipes", s)
 			}
 		}
 		for len(left) > 0 {
-			task, at := random.Uint64N(3), random.Uint64N(10000)
+			task := tasks[random.IntN(3)]
 			switch random.IntN(4) {
 			case 0:
-				a.fault(task, at*pageSize)
+				if task.total > 0 {
+					a.fault(task, random.IntN(task.total))
+				}
 			case 1:
-				if s := spanAt(task, at, 1); left[s] {
-					s.count = a.begin(spanAt(task, at, 300), 256)
-					for n := range s.count {
-						delete(left, spanAt(task, at+uint64(n), 1))
+				if task.total > 0 {
+					if s, ok := a.begin(task, random.IntN(task.total), 256); ok {
+						given(s)
 					}
 				}
 			case 2:
@@ -155,7 +162,7 @@ func TestPace(t *testing.T) {
 		atLeast, atMost   int
 	}{
 		{"a fast connection", 4 << 30, 0, windowMost, windowMost},
-		{"a gigabit", 118 << 20, 1, 1 << 20, 4 << 20},
+		{"a gigabit", 118 << 20, 1, 256 << 10, 2 << 20},
 		{"far away", 118 << 20, 50, 1 << 20, windowMost},
 		{"a slow connection", 1 << 20, 1, windowLeast, 2 * windowLeast},
 	} {

@@ -1,10 +1,13 @@
 package criu
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // FaultStats are how long tasks waited for pages that they touched before they were
-// there, in seconds: from the moment at which `criu lazy-pages` read of it to the
-// one at which it put the page in place. Pages that had no content are not counted.
+// there, in seconds: from the moment at which we heard of it to the one at which the page
+// was in place. Pages that had no content are not counted.
 type FaultStats struct {
 	Count int     `json:"count"`
 	P50   float64 `json:"p50"`
@@ -13,41 +16,34 @@ type FaultStats struct {
 	Max   float64 `json:"max"`
 }
 
-// faults are those that wait, by task, and how long others did.
-type faults struct {
-	open  map[string][]fault
-	waits []float64
-}
+// faults are those of one address space that wait, by the number of the page.
+type faults []fault
 
 type fault struct {
-	address uint64
-	since   float64
+	number int
+	since  time.Time
 }
 
-func newFaults() faults { return faults{open: map[string][]fault{}} }
-
-func (f *faults) begin(task string, address uint64, at float64) {
-	same := func(other fault) bool { return other.address == address }
-	if slices.ContainsFunc(f.open[task], same) {
+// begin notes that a task waits for a page.
+func (f *faults) begin(number int, at time.Time) {
+	same := func(other fault) bool { return other.number == number }
+	if slices.ContainsFunc(*f, same) {
 		return // a signal has interrupted a task that waits, or another thread does, too
 	}
-	f.open[task] = append(f.open[task], fault{address, at})
+	*f = append(*f, fault{number, at})
 }
 
-// end ends those in so many bytes from an address.
-func (f *faults) end(task string, address, size uint64, at float64) {
-	f.open[task] = slices.DeleteFunc(f.open[task], func(one fault) bool {
-		served := one.address >= address && one.address-address < size
+// end ends those for pages from a number to before another, and returns how many seconds
+// each has waited.
+func (f *faults) end(first, end int, at time.Time) (waited []float64) {
+	*f = slices.DeleteFunc(*f, func(one fault) bool {
+		served := one.number >= first && one.number < end
 		if served {
-			f.waits = append(f.waits, at-one.since)
+			waited = append(waited, at.Sub(one.since).Seconds())
 		}
 		return served
 	})
-}
-
-// drop forgets one.
-func (f *faults) drop(task string, address uint64) {
-	f.open[task] = slices.DeleteFunc(f.open[task], func(one fault) bool { return one.address == address })
+	return waited
 }
 
 // summarize computes percentiles by the nearest rank.

@@ -14,8 +14,8 @@ import (
 )
 
 // A lazy dump leaves most of the memory out of the images. CRIU stays, with the
-// tasks stopped, and hands pages out to the `criu lazy-pages` of the other side,
-// which puts them where the restored tasks fault (see lazypages.go).
+// tasks stopped, and hands pages out to LazyPages (or a `criu lazy-pages`) of the other
+// side, which puts them where the restored tasks fault.
 //
 // What CRIU 4.2 makes of it, read in its source and tried (docs/decisions/0021):
 // its page server ends well, and ends the tasks, as soon as it reads the end of
@@ -232,5 +232,18 @@ func (l *lazyDump) close() {
 		if f != nil {
 			f.Close()
 		}
+	}
+}
+
+// pairBuffer is how many bytes a socket for pages takes, so that neither side waits for
+// the other all the time.
+const pairBuffer = 4 << 20
+
+// widen sets the buffers of sockets for pages. Without CAP_NET_ADMIN, or with a
+// smaller limit, they stay as they are.
+func widen(sockets ...*os.File) {
+	for _, f := range sockets {
+		unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, pairBuffer) //nolint:errcheck // see above
+		unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, pairBuffer) //nolint:errcheck // see above
 	}
 }

@@ -3,15 +3,15 @@ package criu
 import "time"
 
 const (
-	// Between these, in bytes, is what is under way that CRIU has not asked for.
+	// Between these, in bytes, is what is under way for which no task waits.
 	windowLeast, windowMost = 128 << 10, 8 << 20
 	// How much longer than the quickest answer one may take: a page for which a task
 	// waits has to wait behind all that is under way. Below shortQueue there may be
 	// more of it, above longQueue there must be less.
-	shortQueue, longQueue = 10 * time.Millisecond, 30 * time.Millisecond
+	shortQueue, longQueue = 3 * time.Millisecond, 12 * time.Millisecond
 )
 
-// pace says how much is asked for before CRIU does. Not enough, and the connection is
+// pace says how much is asked for before a task waits for it. Not enough, and the connection is
 // idle for a part of each round trip; too much, and tasks wait. So it follows what
 // answers take, beyond what the quickest one took.
 type pace struct {

@@ -6,10 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
-	"slices"
 	"testing"
 	"time"
 
@@ -36,7 +34,6 @@ func contents(address, count uint64) []byte {
 
 // answerTo is what CRIU's page server says: it gives no more than most pages.
 func answerTo(request pageMessage, most uint64) []byte {
-	const psAdd = 6
 	n := min(request.count(), most)
 	binary.NativeEndian.PutUint32(request[:], psAdd|1<<16)
 	binary.NativeEndian.PutUint64(request[8:], n)
@@ -72,58 +69,6 @@ func sockets(t *testing.T) (net.Conn, net.Conn) {
 	return conns[0], conns[1]
 }
 
-// Wherever a connection ends, criu gets each answer once, whole and in order.
-func TestRelayOverConnectionsThatEnd(t *testing.T) {
-	requests := []pageMessage{getPages(0x1000, 1), getPages(0x20000, 8), getPages(0x3000, 1), getPages(0x400000, 30)}
-	var want []byte
-	for _, q := range requests {
-		want = append(want, answerTo(q, 16)...)
-	}
-	for _, ends := range [][]int{{0}, {10}, {32, 4}, {40, 5000}, {4128, 4128 + 32 + 7, 60, 100000}, {1 << 20}} {
-		ours, criu := sockets(t)
-		deadline(t, criu)
-		links, pages := 0, uint64(0)
-		relay := newPageRelay(ours, func(context.Context) (net.Conn, error) {
-			here, there := sockets(t)
-			deadline(t, there)
-			bytes := 1 << 30
-			if links < len(ends) {
-				bytes = ends[links]
-			}
-			links++
-			go serveBytes(there, bytes)
-			return here, nil
-		}, func(_, _, count uint64) { pages += count })
-		ended := make(chan error, 1)
-		go func() { ended <- relay.run(context.Background()) }()
-		for _, q := range requests {
-			if _, err := criu.Write(q[:]); err != nil {
-				t.Fatal(err)
-			}
-		}
-		got := make([]byte, len(want))
-		if _, err := io.ReadFull(criu, got); err != nil {
-			t.Fatalf("ends %v: %v", ends, err)
-		}
-		if !bytes.Equal(got, want) {
-			t.Errorf("ends %v: criu got something else", ends)
-		}
-		if _, err := criu.Write(request(psClose)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(criu, make([]byte, 4)); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-ended; err != nil {
-			t.Errorf("ends %v: %v", ends, err)
-		}
-		relay.farewell(psClose)
-		if pages != 1+8+1+16 {
-			t.Errorf("ends %v: told of %d pages", ends, pages)
-		}
-	}
-}
-
 // serveBytes answers requests, and hangs up after so many bytes.
 func serveBytes(conn net.Conn, left int) {
 	defer conn.Close()
@@ -141,149 +86,6 @@ func serveBytes(conn net.Conn, left int) {
 		left -= n
 		if _, err := conn.Write(answer[:n]); err != nil || left == 0 {
 			return
-		}
-	}
-}
-
-// taskPages plays CRIU with one task: it asks for pages that it lacks, by their
-// addresses and now and then for one that the task waits for, and for what was missing
-// in an answer again.
-type taskPages struct {
-	t       *testing.T
-	conn    net.Conn
-	task    uint64
-	missing []uint64 // numbers of pages, in order
-	random  *rand.Rand
-}
-
-func (p *taskPages) fillIn() {
-	for len(p.missing) > 0 {
-		first, count := 0, 1
-		if p.random.IntN(5) == 0 {
-			first = p.random.IntN(len(p.missing))
-		} else {
-			for most := 2 + p.random.IntN(900); count < min(len(p.missing), most) && p.missing[count] == p.missing[0]+uint64(count); {
-				count++
-			}
-		}
-		address := p.missing[first] * pageSize
-		q := getPages(address, uint64(count))
-		binary.NativeEndian.PutUint64(q[24:], p.task)
-		if _, err := p.conn.Write(q[:]); err != nil {
-			p.t.Fatal(err)
-		}
-		var head pageMessage
-		if _, err := io.ReadFull(p.conn, head[:]); err != nil {
-			p.t.Fatal(err)
-		}
-		got := int(head.count())
-		if head.task() != p.task || head.address() != address || got < 1 || got > count {
-			p.t.Fatalf("asked for %d pages at %x of %d, got %d at %x of %d", count, address, p.task, got, head.address(), head.task())
-		}
-		pages := make([]byte, head.bytes())
-		if _, err := io.ReadFull(p.conn, pages); err != nil {
-			p.t.Fatal(err)
-		}
-		if !bytes.Equal(pages, contents(address, uint64(got))) {
-			p.t.Fatalf("other pages than those at %x", address)
-		}
-		p.missing = slices.Delete(p.missing, first, first+got)
-	}
-}
-
-// Whatever is asked for before CRIU does, and wherever connections end, all pages are
-// right, and no more is kept or under way than there may be.
-func TestRelayAsksAhead(t *testing.T) {
-	for seed := range uint64(6) {
-		random := rand.New(rand.NewPCG(seed, 1))
-		ours, criu := sockets(t)
-		deadline(t, criu)
-		const task, pages = 7, 5000
-		var held int64
-		cuts := rand.New(rand.NewPCG(seed, 2))
-		relay := newPageRelay(ours, func(context.Context) (net.Conn, error) {
-			here, there := sockets(t)
-			deadline(t, there)
-			left := 1 << 30
-			if seed%2 == 1 {
-				left = cuts.IntN(8 << 20)
-			}
-			go serveBytes(there, left)
-			return here, nil
-		}, func(_, _, count uint64) { held += int64(count) })
-		p := &taskPages{t: t, conn: criu, task: task, random: random}
-		var ranges []pageRange
-		for at := uint64(16); len(p.missing) < pages; at += 1 + random.Uint64N(3) {
-			r := pagesAt(at, 1+random.IntN(2000))
-			ranges = append(ranges, r)
-			for range r.pages {
-				p.missing = append(p.missing, at)
-				at++
-			}
-		}
-		total := len(p.missing)
-		if seed%3 != 2 {
-			relay.expect(task, ranges) // if not, it asks when CRIU does
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- relay.run(context.Background()) }()
-		p.fillIn()
-		relay.mu.Lock()
-		for how, size := range relay.spool.sizes {
-			if size > spoolMost+windowMost {
-				t.Errorf("%d bytes are kept for reason %d", size, how)
-			}
-		}
-		relay.mu.Unlock()
-		relay.forget(task)
-		if _, err := criu.Write(request(psClose)); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-		relay.farewell(psClose)
-		if held != int64(total) {
-			t.Errorf("told of %d pages of %d", held, total)
-		}
-	}
-}
-
-func TestRelayGivesUp(t *testing.T) {
-	noMore := errors.New("no more")
-	for _, c := range []struct {
-		name string
-		says []byte
-		want error
-	}{
-		{"no connection", nil, noMore},
-		{"an answer to nothing", answerTo(getPages(0x9000, 1), 1), errForeignPages},
-		{"too many pages", answerTo(getPages(0x1000, 2), 2), errForeignPages},
-		{"no pages", answerTo(getPages(0x1000, 0), 0), errForeignPages},
-	} {
-		ours, criu := sockets(t)
-		relay := newPageRelay(ours, func(context.Context) (net.Conn, error) {
-			if c.says == nil {
-				return nil, noMore
-			}
-			here, there := sockets(t)
-			deadline(t, there)
-			_, err := there.Write(c.says)
-			return here, err
-		}, func(_, _, _ uint64) {})
-		ended := make(chan error, 1)
-		go func() { ended <- relay.run(context.Background()) }()
-		q := getPages(0x1000, 1)
-		if _, err := criu.Write(q[:]); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case err := <-ended:
-			if !errors.Is(err, c.want) {
-				t.Errorf("%s: %v, want %v", c.name, err, c.want)
-			}
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%s: it goes on", c.name)
 		}
 	}
 }
