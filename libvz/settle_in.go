@@ -11,8 +11,9 @@ import (
 )
 
 // reloadPatience is how long a restored systemd may take to reload. A Debian takes
-// a tenth of a second on a quiet machine.
-const reloadPatience = 10 * time.Second
+// a tenth of a second on a quiet machine, and three that are restored at once on an
+// emulated one more than ten seconds.
+const reloadPatience = 30 * time.Second
 
 // settleIn does what a whole operating system that runs again needs from outside.
 // What is not well with it from here on is worth a warning, not its end. Its init is
