@@ -312,7 +312,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 			d.stopping = asked
 		case criu.StageFrozen:
 			if d.opts.PreDump {
-				return d.preDumpStage(s)
+				return d.refuseFrozen()
 			}
 		case "network-lock":
 			if err := thawGuest(e); err != nil {

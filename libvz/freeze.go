@@ -2,7 +2,6 @@ package libvz
 
 import (
 	"github.com/vzrun/vzrun/libvz/internal/cgroup"
-	"github.com/vzrun/vzrun/libvz/internal/criu"
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
 
@@ -31,15 +30,9 @@ func thawGuest(e *store.Entry) error {
 	return cgroup.Thaw(path, names)
 }
 
-// preDumpStage refuses a pre-dump of what the guest has frozen: it stops no task for
-// long enough to thaw them. A guest may freeze more until it stands still.
-func (d *dumpPlan) preDumpStage(s criu.Stage) error {
-	if s.Name != criu.StageFrozen {
-		return nil
-	}
-	return d.refuseFrozen()
-}
-
+// refuseFrozen refuses a pre-dump of a guest that has frozen something: CRIU has no stage
+// at which it could be thawed. The answer is final at criu.StageFrozen, when the guest
+// stands still and freezes no more.
 func (d *dumpPlan) refuseFrozen() error {
 	path := d.state.CgroupPaths[""]
 	if path == "" || !d.system {

@@ -256,16 +256,18 @@ func (r *revival) memoryArrives() error {
 // endRestore ends the journal of a restore. One whose memory still arrives is
 // ended by AwaitMemory; when it has failed, nobody waits for memory any more.
 func (r *revival) endRestore(failed error) error {
-	if r.lazy == nil {
-		return r.settle("restore", failed)
-	}
-	if failed == nil {
+	lazy := r.lazy
+	if lazy != nil && failed == nil {
 		return nil
 	}
-	lazy := r.lazy
 	r.lazy = nil
 	err := r.settle("restore", failed)
-	lazy.Stop()
+	if lazy != nil {
+		lazy.Stop()
+	}
+	if failed != nil {
+		r.linksGone()
+	}
 	return err
 }
 

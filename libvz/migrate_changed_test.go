@@ -25,7 +25,7 @@ func TestListsOfChangesAreWhole(t *testing.T) {
 		t.Skip("a mount is cloned, which takes root")
 	}
 	if _, err := exec.LookPath("rsync"); err != nil {
-		t.Skip("no rsync")
+		t.Fatal("no rsync, without which nothing moves: contrib/bootstrap installs it")
 	}
 	for n := range 8 {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {

@@ -100,7 +100,12 @@ func (m *migration) copyRound(ctx context.Context, n int) (*Round, error) {
 	o := m.plan.opts
 	o.Images, o.Work, o.PreDump, o.Parent, o.Lazy = dir, dir, true, parentOf(n), nil
 	o.Started = noteCriu(m.entry)
-	o.Stage = m.plan.preDumpStage
+	o.Stage = func(s criu.Stage) error {
+		if s.Name == criu.StageFrozen {
+			return m.plan.refuseFrozen()
+		}
+		return nil
+	}
 	m.c.host.event(Event{ID: m.c.id, Step: "copying memory", Round: n})
 	taking := *m.plan
 	taking.opts = o

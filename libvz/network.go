@@ -1,6 +1,7 @@
 package libvz
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -165,6 +166,19 @@ func (r *revival) awaitLinks() error {
 	}
 	<-r.coming.done
 	return r.coming.err
+}
+
+// linksGone returns when those that were brought are gone, after a restore that has failed
+// and was undone: they end with the guest's namespace, some time after its last task.
+func (r *revival) linksGone() {
+	if r.coming == nil || r.coming.err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	if err := vnet.Gone(ctx, r.links); err != nil {
+		r.host.warn(r.id, "%v", err)
+	}
 }
 
 // attachLinks brings the host ends into the state they had.

@@ -191,8 +191,11 @@ func (r *reception) fail(err error) error {
 	if r.entry.Operation != nil {
 		r.entry.Operation.Step = ""
 		undo := r.host.undo(r.entry)
-		if r.revival != nil && r.revival.lazy != nil {
-			r.revival.lazy.Stop()
+		if r.revival != nil {
+			if r.revival.lazy != nil {
+				r.revival.lazy.Stop()
+			}
+			r.revival.linksGone()
 		}
 		if undo != nil {
 			// Not known to be gone: the source must not be told that it is.

@@ -183,6 +183,9 @@ who() {
 
 ### Tests
 
+# has_key ADDRESS KEY: the sshd there, which may have just begun, says that key.
+has_key() { [[ $(host_net ssh-keyscan -t ed25519 "$1" 2>/dev/null | cut -d ' ' -f 3) == "$2" ]]; }
+
 @test "three clones in parallel are three machines, none is the origin" {
 	local n id pids=() before dns=('' '' '' ',dns=192.0.2.3')
 	before=$(cat "$BUNDLE"/rootfs/etc/ssh/ssh_host_*_key.pub | cut -d ' ' -f 2 && cat "$BUNDLE/rootfs/etc/machine-id")
@@ -207,7 +210,7 @@ who() {
 		wait_until "$VZ_PATIENCE" guest "$id" grep -qx "ID=$id" /srv/told
 		# On the network it is itself, and the origin's connection is none of its own.
 		wait_until "$VZ_PATIENCE" reached "${ADDRESS%.*}.1$n"
-		[[ $(host_net ssh-keyscan -t ed25519 "${ADDRESS%.*}.1$n" 2>/dev/null | cut -d ' ' -f 3) == "$(guest "$id" cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub)" ]]
+		wait_until "$VZ_PATIENCE" has_key "${ADDRESS%.*}.1$n" "$(guest "$id" cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub)"
 		[[ -z $(guest "$id" ss -Htn state established) ]]
 		[[ $(guest "$id" ip -br address) != *"$ADDRESS/"* ]]
 		guest "$id" sh -c "echo $id >/srv/who"

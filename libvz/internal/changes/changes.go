@@ -67,10 +67,11 @@ type Entry struct {
 func (e Entry) IsDir() bool     { return e.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (e Entry) IsRegular() bool { return e.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// Since lists, in no order, what may have changed in the tree since a moment at which, or after
-// which, somebody copied all of it. The tree must not change meanwhile. Links are not
-// followed, and mounts are. A file that is written through a shared mapping shows that
-// only when it is written for the first time after its page was written back.
+// Since lists, in no order, what may have changed in the tree since a moment at which, or
+// after which, somebody copied all of it. The tree must not change meanwhile. Links are
+// not followed, and mounts are. A file that is written through a shared mapping shows that
+// only when it is written for the first time after its page was written back; on tmpfs,
+// when it is written for the first time.
 //
 // The error is ErrCannotTell on file systems whose times are not the kernel's own, and
 // when the clock was set since.

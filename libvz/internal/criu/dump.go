@@ -33,6 +33,12 @@ const StageFrozen = "frozen"
 // next attempt won it every time.
 const attempts = 5
 
+// attemptPause is for how long the guest runs before the second attempt, twice as long
+// before each further one: whoever was about to take what was in the way has to get a
+// processor, and nothing tells when it has. Frozen as fast as we do it, a guest on a busy
+// machine had the same message in a socket five times.
+const attemptPause = 20 * time.Millisecond
+
 // GhostLimit is the size in bytes above which CRIU refuses an open file that has
 // no name any more. Its own, 1 MiB, keeps images small, and refuses databases that
 // sort on disk. This is the most that its protocol has room for.
@@ -81,8 +87,8 @@ type DumpOptions struct {
 	Pid     int // the guest's init, in the caller's pid namespace
 	// Parent is the directory of an earlier pre-dump, relative to Images.
 	Parent string
-	// FreezeCgroup is the cgroup directory that CRIU freezes while it
-	// seizes the tasks; "" = it stops them one by one.
+	// FreezeCgroup is the cgroup directory that is frozen while CRIU seizes
+	// the tasks; "" = it stops them one by one.
 	FreezeCgroup string
 	freezer      *freezer // of FreezeCgroup; may be nil
 	// Namespaces are the guest's namespaces that live on without it, as
@@ -142,6 +148,11 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 			return nil, err
 		}
 		if err := Discard(o.Images); err != nil {
+			return nil, err
+		}
+		select {
+		case <-time.After(attemptPause << (n - 1)):
+		case <-ctx.Done():
 			return nil, err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,17 +92,17 @@ func (p *imagePages) answer(q *pageMessage, buffer []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	number, ok := numberAt(t.ranges, q.address())
-	if !ok {
+	r := rangeAt(t.ranges, q.address())
+	if r == nil {
 		return nil, fmt.Errorf("the images have no page of task %d at %#x", q.task(), q.address())
 	}
-	r := t.ranges[sort.Search(len(t.ranges), func(i int) bool { return t.ranges[i].address > q.address() })-1]
-	count := min(int(min(q.count(), piecePages)), r.first+r.pages-number)
+	size := os.Getpagesize()
+	place := r.first + int(q.address()-r.address)/size // in the file, in pages
+	count := min(int(min(q.count(), piecePages)), r.first+r.pages-place)
 	binary.NativeEndian.PutUint32(q[:], psAdd)
 	binary.NativeEndian.PutUint64(q[8:], uint64(count))
 	n := copy(buffer, q[:])
-	size := os.Getpagesize()
-	if _, err := t.file.ReadAt(buffer[n:n+count*size], int64(number)*int64(size)); err != nil {
+	if _, err := t.file.ReadAt(buffer[n:n+count*size], int64(place)*int64(size)); err != nil {
 		return nil, fmt.Errorf("read %s: %w", t.file.Name(), err)
 	}
 	return buffer[:n+count*size], nil

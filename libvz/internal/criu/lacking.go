@@ -185,17 +185,22 @@ func countOf(ranges []pageRange) int {
 	return last.first + last.pages
 }
 
+// rangeAt finds the range, of those by address, in which there is one; nil if none is.
+func rangeAt(ranges []pageRange, address uint64) *pageRange {
+	i := sort.Search(len(ranges), func(i int) bool { return ranges[i].address > address }) - 1
+	if i < 0 || address >= ranges[i].end() {
+		return nil
+	}
+	return &ranges[i]
+}
+
 // numberAt finds the number of the page at an address.
 func numberAt(ranges []pageRange, address uint64) (int, bool) {
-	i := sort.Search(len(ranges), func(i int) bool { return ranges[i].address > address }) - 1
-	if i < 0 {
+	r := rangeAt(ranges, address)
+	if r == nil {
 		return 0, false
 	}
-	n := (address - ranges[i].address) / uint64(os.Getpagesize())
-	if n >= uint64(ranges[i].pages) {
-		return 0, false
-	}
-	return ranges[i].first + int(n), true
+	return r.first + int((address-r.address)/uint64(os.Getpagesize())), true
 }
 
 // numberFrom is the number of the first page that is at an address or after it; how many
