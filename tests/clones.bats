@@ -184,7 +184,7 @@ who() {
 ### Tests
 
 # has_key ADDRESS KEY: the sshd there, which may have just begun, says that key.
-has_key() { [[ $(host_net ssh-keyscan -t ed25519 "$1" 2>/dev/null | cut -d ' ' -f 3) == "$2" ]]; }
+has_key() { [[ $(host_net ssh-keyscan -T "$(slow 10)" -t ed25519 "$1" 2>/dev/null | cut -d ' ' -f 3) == "$2" ]]; }
 
 @test "three clones in parallel are three machines, none is the origin" {
 	local n id pids=() before dns=('' '' '' ',dns=192.0.2.3')
