@@ -184,7 +184,8 @@ who() {
 ### Tests
 
 # has_key ADDRESS KEY: the sshd there, which may have just begun, says that key.
-has_key() { [[ $(host_net ssh-keyscan -T "$(slow 10)" -t ed25519 "$1" 2>/dev/null | cut -d ' ' -f 3) == "$2" ]]; }
+# ssh-keyscan of OpenSSH 10 has a line with the banner before it, among the keys.
+has_key() { [[ $(host_net ssh-keyscan -T "$(slow 10)" -t ed25519 "$1" 2>/dev/null | awk '$2 == "ssh-ed25519" { print $3 }') == "$2" ]]; }
 
 @test "three clones in parallel are three machines, none is the origin" {
 	local n id pids=() before dns=('' '' '' ',dns=192.0.2.3')

@@ -782,7 +782,7 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 
 @test "services under load move there and back: nothing is lost, no connection breaks" {
 	[[ ${VZ_FULL:-} == 1 ]] || skip "takes VZ_FULL=1"
-	local name names=(postgres postgres_inside ssh python download)
+	local i name names=(postgres postgres_inside ssh python download)
 	CLIENTS=$T/clients
 	mkdir "$CLIENTS"
 	load_build
@@ -792,10 +792,17 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 	wait_guest "$ID"
 	listen_b
 	listen_a
-	for name in "${names[@]}"; do
+	# pgbench runs from here.
+	for name in postgres postgres_inside ssh python; do
 		"${name}_begin"
 	done
-	# pgbench runs from here.
+	for ((i = 1; i < ${VZ_MOVES:-1}; i++)); do
+		on a lazy-migrate "$ID" "unix://$T/b"
+		on b lazy-migrate "$ID" "unix://$T/a"
+		HOST=a BUNDLE=$T/bundles-a/$ID
+		client_goes_on postgres postgres_inside ssh python
+	done
+	download_begin
 	run -0 on a lazy-migrate --keep-source "$ID" "unix://$T/b"
 	echo "$output"
 	HOST=b BUNDLE=$(bundles)/$ID
