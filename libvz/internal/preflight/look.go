@@ -16,6 +16,8 @@ import (
 
 const (
 	defaultTimeout = 5 * time.Second
+	// maxTimeouts bounds all of a look, at however many processes.
+	maxTimeouts = 12
 	// maxFiles bounds the descriptors and mappings that are kept, in all.
 	maxFiles = 250_000
 	// maxText bounds what is read of one file of a process.
@@ -24,13 +26,18 @@ const (
 
 // Look gathers the facts about a guest. Processes that end meanwhile are left out;
 // if the init has ended it returns an error that wraps fs.ErrNotExist, and ErrStuck
-// if it takes longer than g.Timeout. It changes nothing.
+// if one of them takes longer than g.Timeout, or all of them twelve times that. It
+// changes nothing.
 func Look(ctx context.Context, g Guest) (*Facts, error) {
 	if g.Timeout == 0 {
 		g.Timeout = defaultTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, maxTimeouts*g.Timeout, ErrStuck)
 	defer cancel()
+	ctx, stuck := context.WithCancelCause(ctx)
+	defer stuck(nil)
+	patience := time.AfterFunc(g.Timeout, func() { stuck(ErrStuck) })
+	defer patience.Stop()
 	type result struct {
 		facts *Facts
 		err   error
@@ -40,7 +47,11 @@ func Look(ctx context.Context, g Guest) (*Facts, error) {
 	// A process may hold up who reads its memory map. Who waits is left behind
 	// and ends with it.
 	go func() {
-		l := &looker{ctx: ctx, facts: &Facts{Outside: g.Outside, Frozen: g.Frozen, Sockets: map[uint64]Socket{}}, at: &at}
+		l := &looker{ctx: ctx, facts: &Facts{Outside: g.Outside, Frozen: g.Frozen, Sockets: map[uint64]Socket{}}}
+		l.next = func(pid int) {
+			at.Store(int64(pid))
+			patience.Reset(g.Timeout)
+		}
 		done <- result{l.facts, l.look(g)}
 	}()
 	select {
@@ -53,7 +64,7 @@ func Look(ctx context.Context, g Guest) (*Facts, error) {
 		}
 	case <-ctx.Done():
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if errors.Is(context.Cause(ctx), ErrStuck) {
 		return nil, fmt.Errorf("process %d: %w (%v)", at.Load(), ErrStuck, g.Timeout)
 	}
 	return nil, ctx.Err()
@@ -64,7 +75,7 @@ type looker struct {
 	ctx   context.Context
 	facts *Facts
 	count int // of descriptors and mappings
-	at    *atomic.Int64
+	next  func(pid int) // is told whose turn it is
 }
 
 func (l *looker) look(g Guest) error {
@@ -116,7 +127,7 @@ func (l *looker) tasks(g Guest) error {
 		if l.ctx.Err() != nil {
 			return l.ctx.Err()
 		}
-		l.at.Store(int64(pid))
+		l.next(pid)
 		t, err := ReadTask(pid)
 		switch {
 		case err == nil:
@@ -137,7 +148,7 @@ func (l *looker) files() error {
 		if l.ctx.Err() != nil {
 			return l.ctx.Err()
 		}
-		l.at.Store(int64(t.Pid))
+		l.next(t.Pid)
 		if err := l.filesOf(t); err != nil && !gone(err) {
 			return fmt.Errorf("look at process %d: %w", t.Pid, err)
 		}

@@ -110,6 +110,15 @@ func TestLookEnds(t *testing.T) {
 	if _, err := Look(t.Context(), Guest{Init: os.Getpid(), Timeout: time.Nanosecond}); !errors.Is(err, ErrStuck) {
 		t.Errorf("no time: %v", err)
 	}
+	// Not however many there are: each has a time of its own.
+	many := Guest{Init: os.Getpid(), Pids: slices.Repeat([]int{os.Getpid()}, 400), Timeout: time.Second}
+	for begun, lasted := time.Now(), time.Duration(0); lasted <= many.Timeout; lasted = time.Since(begun) {
+		begun = time.Now()
+		if _, err := Look(t.Context(), many); err != nil {
+			t.Fatalf("%d processes in %v: %v", len(many.Pids), time.Since(begun), err)
+		}
+		many.Pids = append(many.Pids, many.Pids...)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := Look(ctx, Guest{Init: os.Getpid()}); !errors.Is(err, context.Canceled) {

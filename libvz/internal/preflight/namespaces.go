@@ -24,7 +24,7 @@ func (l *looker) each(kind string, do func(t Task) error) error {
 			continue
 		}
 		seen[ns] = true
-		l.at.Store(int64(t.Pid))
+		l.next(t.Pid)
 		if err := do(t); err != nil && !gone(err) {
 			return err
 		}

@@ -35,7 +35,7 @@ type Guest struct {
 	OwnNetwork bool
 	// JoinedCgroups says that its cgroup namespace was there before it.
 	JoinedCgroups bool
-	// Timeout bounds it all; 0 = 5 s.
+	// Timeout bounds the look at one process, and twelve times that all of it; 0 = 5 s.
 	Timeout time.Duration
 }
 

@@ -80,7 +80,7 @@ func (l *looker) mounts() error {
 			continue
 		}
 		seen[ns] = true
-		l.at.Store(int64(t.Pid))
+		l.next(t.Pid)
 		f, err := os.Open("/proc/" + strconv.Itoa(t.Pid) + "/mountinfo")
 		if gone(err) {
 			seen[ns] = false
