@@ -159,7 +159,7 @@ func (c *Container) survey(ctx context.Context, st *libcontainer.State, o Checkp
 	}
 	var before []preflight.Obstacle
 	for n := 1; ; n++ {
-		facts, err := c.look(ctx, st, outside, asked.RefuseFrozen)
+		facts, err := c.look(ctx, st, outside, asked)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -206,19 +206,19 @@ func allowed(text string, o *preflight.Options) {
 	}
 }
 
-func (c *Container) look(ctx context.Context, st *libcontainer.State, outside []criu.External, frozen bool) (*preflight.Facts, error) {
+func (c *Container) look(ctx context.Context, st *libcontainer.State, outside []criu.External, asked preflight.Options) (*preflight.Facts, error) {
 	pids, err := c.lc.Processes()
 	if err != nil {
 		return nil, err
 	}
 	g := preflight.Guest{
 		Init: st.InitProcessPid, Pids: pids, OwnNetwork: st.Config.Namespaces.IsPrivate(configs.NEWNET),
-		JoinedCgroups: st.Config.Namespaces.PathOf(configs.NEWCGROUP) != "",
+		JoinedCgroups: st.Config.Namespaces.PathOf(configs.NEWCGROUP) != "", Locks: !asked.FileLocks,
 	}
 	for _, e := range outside {
 		g.Outside = append(g.Outside, e.Key)
 	}
-	if path := st.CgroupPaths[""]; path != "" && frozen {
+	if path := st.CgroupPaths[""]; path != "" && asked.RefuseFrozen {
 		if g.Frozen, err = cgroup.Frozen(path); err != nil {
 			return nil, err
 		}

@@ -19,7 +19,7 @@ func Decide(f *Facts, o Options) []Obstacle {
 		return nil
 	}
 	d := &decider{
-		Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{}, locked: map[[2]uint64]bool{}, lockers: map[int]string{},
+		Facts: f, Options: o, at: map[key]int{}, mounted: map[uint64]bool{}, peopled: map[uint64]bool{}, ownSockets: map[uint64]bool{},
 		terminals: map[uint64]bool{}, consoles: map[console]bool{},
 	}
 	for _, m := range f.Mounts {
@@ -38,13 +38,6 @@ func Decide(f *Facts, o Options) []Obstacle {
 			if file.Protocol != "" {
 				d.ownSockets[file.Inode] = true
 			}
-		}
-	}
-	for _, l := range f.Locks {
-		if l.Pid < 0 {
-			d.locked[[2]uint64{l.On, l.Inode}] = true
-		} else {
-			d.lockers[l.Pid] = l.Kind
 		}
 	}
 	d.judgeTasks()
@@ -70,8 +63,6 @@ type decider struct {
 	peopled map[uint64]bool // namespaces in which a task is
 	// ownSockets are those that a task has open, by inode.
 	ownSockets map[uint64]bool
-	locked     map[[2]uint64]bool // device and inode with locks of nobody in particular
-	lockers    map[int]string
 	terminals  map[uint64]bool // of sessions, by device number
 	consoles   map[console]bool
 }

@@ -197,13 +197,11 @@ func assertFound(t *testing.T, found []Obstacle, want string) {
 }
 
 func TestDecideLocks(t *testing.T) {
-	f := having(regular("/x", 1, 0))
-	f.Locks = []Lock{{Kind: "POSIX", Pid: 101}}
-	assertFound(t, Decide(f, Options{}), "lock: holds | --file-locks")
-	f.Locks = []Lock{{Kind: "OFDLCK", Pid: -1, On: 1, Inode: 77}, {Kind: "OFDLCK", Pid: -1, On: 1, Inode: 78}}
-	assertFound(t, Decide(f, Options{}), "lock: holds | --file-locks")
-	f.Locks = []Lock{{Kind: "OFDLCK", Pid: -1, On: 2, Inode: 77}}
-	assertFound(t, Decide(f, Options{}), "")
+	locked := regular("/x", 1, 0)
+	locked.Locked = true
+	assertFound(t, Decide(having(locked), Options{}), "lock: holds | --file-locks")
+	assertFound(t, Decide(having(locked), Options{FileLocks: true}), "")
+	assertFound(t, Decide(having(regular("/x", 1, 0)), Options{}), "")
 }
 
 func TestDecideQueueOfATask(t *testing.T) {

@@ -16,13 +16,10 @@ func (d *decider) judgeFiles(t *Task) {
 	for i := range t.Maps {
 		d.judgeMapping(t, &t.Maps[i])
 	}
-	if kind := d.lockers[t.Pid]; kind != "" && !d.FileLocks {
-		d.add(t, Locks, "holds file locks", "add --file-locks")
-	}
 }
 
 func (d *decider) judgeFile(t *Task, f *File) {
-	if !d.FileLocks && d.locked[[2]uint64{f.On, f.Inode}] {
+	if f.Locked && !d.FileLocks {
 		d.add(t, Locks, "holds file locks", "add --file-locks")
 	}
 	if name, ok := strings.CutPrefix(f.Link, "anon_inode:"); ok {

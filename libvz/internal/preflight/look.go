@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func Look(ctx context.Context, g Guest) (*Facts, error) {
 	// A process may hold up who reads its memory map. Who waits is left behind
 	// and ends with it.
 	go func() {
-		l := &looker{ctx: ctx, facts: &Facts{Outside: g.Outside, Frozen: g.Frozen, Sockets: map[uint64]Socket{}}}
+		l := &looker{ctx: ctx, locks: g.Locks, facts: &Facts{Outside: g.Outside, Frozen: g.Frozen, Sockets: map[uint64]Socket{}}}
 		l.next = func(pid int) {
 			at.Store(int64(pid))
 			patience.Reset(g.Timeout)
@@ -74,7 +75,8 @@ func Look(ctx context.Context, g Guest) (*Facts, error) {
 type looker struct {
 	ctx   context.Context
 	facts *Facts
-	count int // of descriptors and mappings
+	locks bool          // whether to look for them
+	count int           // of descriptors and mappings
 	next  func(pid int) // is told whose turn it is
 }
 
@@ -100,7 +102,7 @@ func (l *looker) look(g Guest) error {
 			l.facts.Sockets[inode] = s
 		}
 	}
-	looks := []func() error{l.mounts, l.locks, l.queues}
+	looks := []func() error{l.mounts, l.queues}
 	if g.OwnNetwork {
 		looks = append(looks, l.links)
 	}
@@ -278,6 +280,7 @@ func (l *looker) descriptors(proc *os.File, t *Task) error {
 			if f.Mode&unix.S_IFMT == unix.S_IFSOCK {
 				f.Protocol = protocolOf(self + name)
 			}
+			f.Locked = l.locks && mayBeLocked(f.Mode) && hasLock(proc, name)
 			t.Files = append(t.Files, f)
 		}
 		if errors.Is(err, io.EOF) {
@@ -290,6 +293,25 @@ func (l *looker) descriptors(proc *os.File, t *Task) error {
 			return l.ctx.Err()
 		}
 	}
+}
+
+// mayBeLocked: others can be with flock(2), but who does.
+func mayBeLocked(mode uint32) bool {
+	kind := mode & unix.S_IFMT
+	return kind == unix.S_IFREG || kind == unix.S_IFDIR || kind == unix.S_IFCHR
+}
+
+// hasLock reads what the kernel says of a descriptor, proc_pid_fdinfo(5). CRIU does, too.
+func hasLock(proc *os.File, name string) bool {
+	fd, err := unix.Openat(int(proc.Fd()), "fdinfo/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false // closed meanwhile
+	}
+	defer unix.Close(fd)
+	// Locks come after a few short lines.
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	return err == nil && bytes.Contains(buf[:n], []byte("\nlock:"))
 }
 
 // readFile looks at one of the links in /proc/PID/fd or map_files, without asking

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -22,22 +23,6 @@ func TestParseStatus(t *testing.T) {
 	parseStatus("NSpid:\t400\n", &task)
 	if task.Guest != 400 {
 		t.Errorf("without a namespace: %+v", task)
-	}
-}
-
-func TestParseLock(t *testing.T) {
-	for line, want := range map[string]Lock{
-		"1: FLOCK  ADVISORY  WRITE 4242 08:01:131 0 EOF": {"FLOCK", 4242, unix.Mkdev(8, 1), 131},
-		"2: OFDLCK ADVISORY  READ -1 fd:10:7 0 EOF":      {"OFDLCK", -1, unix.Mkdev(0xfd, 0x10), 7},
-		"3: -> POSIX ADVISORY WRITE 1 08:01:5 0 EOF":     {},
-		"4: POSIX ADVISORY":                              {},
-		"":                                               {},
-		"5: POSIX ADVISORY WRITE x 08:01:5 0 EOF":        {},
-	} {
-		got, ok := parseLock(line)
-		if ok != (want != Lock{}) || ok && got != want {
-			t.Errorf("%q: %+v, %v", line, got, ok)
-		}
 	}
 }
 
@@ -123,6 +108,36 @@ func TestLookEnds(t *testing.T) {
 	cancel()
 	if _, err := Look(ctx, Guest{Init: os.Getpid()}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// A lock is the descriptor's, whoever took it and is no more.
+func TestLookAtLocks(t *testing.T) {
+	name := t.TempDir() + "/x"
+	open := func() *os.File {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	locked, other := open(), open()
+	taker := exec.Command("flock", "--nonblock", "3")
+	taker.ExtraFiles = []*os.File{locked}
+	if out, err := taker.CombinedOutput(); err != nil {
+		t.Fatalf("flock: %v: %s", err, out)
+	}
+	for _, look := range []bool{true, false} {
+		facts, err := Look(t.Context(), Guest{Init: os.Getpid(), Locks: look})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range facts.Tasks[0].Files {
+			if want := look && f.FD == int(locked.Fd()); f.Locked != want {
+				t.Errorf("descriptor %d (not %d): %v", f.FD, other.Fd(), f.Locked)
+			}
+		}
 	}
 }
 

@@ -35,6 +35,10 @@ type Guest struct {
 	OwnNetwork bool
 	// JoinedCgroups says that its cgroup namespace was there before it.
 	JoinedCgroups bool
+	// Locks says that locks on files are of interest. The kernel's table of them
+	// (/proc/locks) has the process that took one, which may have ended, and then that of
+	// whoever has its number now: each descriptor is asked.
+	Locks bool
 	// Timeout bounds the look at one process, and twelve times that all of it; 0 = 5 s.
 	Timeout time.Duration
 }
@@ -44,7 +48,6 @@ type Facts struct {
 	Tasks   []Task // the init first; those that ended meanwhile are left out
 	Mounts  []Mount
 	Sockets map[uint64]Socket // by inode
-	Locks   []Lock
 	Links   []Link
 	// Queues is how many POSIX message queues there are, on device QueuesOn.
 	Queues   int
@@ -89,6 +92,7 @@ type File struct {
 	Size     uint64 // bytes that it takes
 	Mount    uint64
 	Protocol string // of a socket, the kernel's name
+	Locked   bool   // there is a lock or a lease on it that belongs to this descriptor
 }
 
 // Mount is a line of /proc/PID/mountinfo.
@@ -112,14 +116,6 @@ type Socket struct {
 	// was accepted meanwhile is among nobody's files yet.
 	Peer   uint64
 	Peered bool
-}
-
-// Lock is a line of /proc/locks.
-type Lock struct {
-	Kind  string // POSIX, FLOCK, OFDLCK, LEASE
-	Pid   int    // -1 where the kernel does not say
-	On    uint64
-	Inode uint64
 }
 
 // Link is an end of a veth pair in the guest's network namespace, the other end
