@@ -81,6 +81,8 @@ type MigrationStats struct {
 	// part), and the root file system's as rsync sends it.
 	Images int64 `json:"images_bytes"`
 	Rootfs int64 `json:"rootfs_bytes"`
+	// FilePasses is how often the files were gone through while the guest ran.
+	FilePasses int `json:"file_passes"`
 	// Sent is what all of it came to on the connection, compressed or not.
 	Sent int64 `json:"sent_bytes"`
 	// Memory is what was sent in mode lazy after the guest ran there, Pull

@@ -260,7 +260,7 @@ func (m *migration) move(ctx context.Context) error {
 		m.c.host.event(Event{ID: m.c.id, Step: "sending files"})
 		err := m.sendTemplates(ctx)
 		if err == nil {
-			err = m.sendAllFiles(ctx)
+			err = m.sendFiles(ctx)
 		}
 		if err != nil {
 			return undo(err)

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,44 +50,102 @@ func rsyncOptions() []string {
 // options come by another way.
 const allowedRsync = `^-[ADHIRSXadglnoprtvxz]+e[0-9.]*[A-Za-z]*$|^-@-1$|^--(numeric-ids|delete|delete-during|modify-window=-1|ignore-times|no-r|force)$`
 
-// sendAllFiles makes the root file system over there like ours while the guest runs.
-// Files may vanish on the way.
-func (m *migration) sendAllFiles(ctx context.Context) error {
-	if err := m.sent.begin(m.root.dir); err != nil {
-		return err
+// errNotWhole says that the guest has been in the way of a pass over its files: what has
+// been copied is not all.
+var errNotWhole = errors.New("not all files were sent")
+
+// sendFiles makes the root file system over there like ours while the guest runs.
+func (m *migration) sendFiles(ctx context.Context) error {
+	var passes filePasses
+	for {
+		m.stats.FilePasses++
+		began := time.Now()
+		err := m.sendPass(ctx)
+		again := passes.another(time.Since(began))
+		switch {
+		case errors.Is(err, errNotWhole) && m.sent.any:
+			return nil // the last pass has what this one has not
+		case errors.Is(err, errNotWhole) && passes.n < mostPasses:
+			// Once more; or it was not the guest's doing.
+		case err != nil || !again:
+			return err
+		}
+		m.c.host.event(Event{ID: m.c.id, Step: "sending changed files"})
 	}
-	err := m.rsync(ctx, m.root, append(rsyncOptions(), "./", "vzrun:./"), nil)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == rsyncVanished {
-		err = nil
-	}
-	return err
 }
 
-// rsyncVanished is the exit code for files that vanished before they were sent.
-const rsyncVanished = 24
+// sendPass sends all files, or what has changed since that was done. Files may vanish on
+// the way. Its error wraps errNotWhole if a file could not be read, which happens to those
+// that are replaced at the wrong moment.
+func (m *migration) sendPass(ctx context.Context) error {
+	moment, err := m.sent.begin(m.root.dir)
+	if err != nil {
+		return err
+	}
+	if !m.sent.any {
+		err = m.rsync(ctx, m.root, append(rsyncOptions(), "./", "vzrun:./"), nil)
+	} else {
+		files, others, unknown := m.sent.changed(m.root.dir)
+		if unknown != nil {
+			return fmt.Errorf("%w: %w", errNotWhole, unknown)
+		}
+		err = m.sendListed(ctx, files, others)
+	}
+	switch {
+	case rsyncExit(err, rsyncPartial):
+		return fmt.Errorf("%w: %w", errNotWhole, err)
+	case err != nil && !rsyncExit(err, rsyncVanished):
+		return err
+	}
+	m.sent.sent(moment)
+	return nil
+}
 
-// sendLast sends what has changed since. Nothing moves now.
+// Exit codes of rsync(1).
+const (
+	rsyncPartial  = 23 // some files were not sent; deletion may not have been done
+	rsyncVanished = 24 // files vanished before they were sent
+)
+
+func rsyncExit(err error, code int) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == code
+}
+
+// sendListed sends what sentFiles.changed has listed.
 //
 // First come files, whose contents are compared: what is written through a mapping, or
 // by a program that sets times back, does not show in their times and sizes. The
 // others after them find these as they are to be.
+func (m *migration) sendListed(ctx context.Context, files, others []string) error {
+	var vanished error
+	if len(files) > 0 {
+		err := m.rsync(ctx, m.root, append(listOptions(), "--ignore-times", "./", "vzrun:./"), rsyncList(files))
+		if err != nil && !rsyncExit(err, rsyncVanished) {
+			return err
+		}
+		vanished = err
+	}
+	if len(others) > 0 {
+		if err := m.rsync(ctx, m.root, append(listOptions(), "--delete", "./", "vzrun:./"), rsyncList(others)); err != nil {
+			return err
+		}
+	}
+	return vanished
+}
+
+// sendLast sends what has changed since. Nothing moves now.
 func (m *migration) sendLast(ctx context.Context) error {
 	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
 	if err != nil {
 		return err
 	}
 	files, others, unknown := m.sent.changed(m.root.dir)
-	if files = append(files, mapped...); len(files) > 0 {
-		if err := m.rsync(ctx, m.root, append(listOptions(), "--ignore-times", "./", "vzrun:./"), rsyncList(files)); err != nil {
-			return err
-		}
+	if err := m.sendListed(ctx, append(files, mapped...), others); err != nil {
+		return err
 	}
-	switch {
-	case unknown != nil:
+	if unknown != nil {
 		return m.rsync(ctx, m.root, append(rsyncOptions(), "./", "vzrun:./"), nil)
-	case len(others) > 0:
-		return m.rsync(ctx, m.root, append(listOptions(), "--delete", "./", "vzrun:./"), rsyncList(others))
 	}
 	return nil
 }

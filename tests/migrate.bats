@@ -431,6 +431,19 @@ killed() {
 		and .total >= .sent_bytes / $rate - 0.1' "$T/stats"
 }
 
+@test "what changes in a long pass over the files is sent before the guest is stopped" {
+	local sum
+	small_guest
+	head -c 4M /dev/urandom >"$BUNDLE/rootfs/big"
+	sum=$(sha256sum <"$BUNDLE/rootfs/big")
+	listen_b
+	run -0 migrate --bandwidth 1M --stats "$T/stats" "$ID" "unix://$T/b"
+	cat "$T/stats"
+	runs_at b
+	jq -e '.file_passes >= 2' "$T/stats"
+	[[ $(sha256sum <"$(bundles)/$ID/rootfs/big") == "$sum" ]]
+}
+
 @test "files that have lost their names come with those that CRIU gives them" {
 	BUNDLE=$(app_bundle "$ID" sh -c 'mkdir /d; echo kept >/d/a; ln /d/a /d/b; exec 3</d/a; rm /d/a
 		n=0; while :; do n=$((n+1)); echo $n >>/count; [ ! -e /look ] || cat <&3 >>/seen; sleep 0.05; done')

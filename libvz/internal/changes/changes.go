@@ -67,15 +67,19 @@ type Entry struct {
 func (e Entry) IsDir() bool     { return e.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (e Entry) IsRegular() bool { return e.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// Since lists, in no order, what may have changed in the tree since a moment at which, or
-// after which, somebody copied all of it. The tree must not change meanwhile. Links are
-// not followed, and mounts are. A file that is written through a shared mapping shows that
-// only when it is written for the first time after its page was written back; on tmpfs,
-// when it is written for the first time.
+// Since lists, in no order, what may have changed in a tree that somebody copies again and
+// again: at first all of it, then what had changed by then. It lists what may have changed
+// since last, the moment at which the last such copy began; first is that of the first one,
+// the same if there was no other. Links are not followed, and mounts are. A file that is
+// written through a shared mapping shows that only when it is written for the first time
+// after its page was written back; on tmpfs, when it is written for the first time.
+//
+// If the tree changes meanwhile, directories that move may hide what is in them. Lists
+// from later moments with the same first one have that.
 //
 // The error is ErrCannotTell on file systems whose times are not the kernel's own, and
 // when the clock was set since.
-func Since(tree *os.File, m Moment) ([]Entry, error) {
+func Since(tree *os.File, first, last Moment) ([]Entry, error) {
 	if err := keepsTimes(tree); err != nil {
 		return nil, err
 	}
@@ -83,16 +87,16 @@ func Since(tree *os.File, m Moment) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !m.steady(now) {
+	if !first.steady(now) || !last.steady(now) {
 		return nil, fmt.Errorf("%w: the clock was set", ErrCannotTell)
 	}
-	w := walker{since: m.wall.Add(-Slack), links: map[inode]*names{}}
+	w := walker{first: first.wall.Add(-Slack), last: last.wall.Add(-Slack), links: map[inode]*names{}}
 	w.others.SetLimit(max(1, runtime.GOMAXPROCS(0)-1))
 	var st unix.Stat_t
 	if err := unix.Fstat(int(tree.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", tree.Name(), err)
 	}
-	if w.changed(&st) {
+	if changed(&st, w.last) {
 		w.add(Entry{".", st.Mode, true})
 	}
 	// The tree itself has not come from elsewhere.
@@ -116,7 +120,8 @@ func keepsTimes(tree *os.File) error {
 }
 
 type walker struct {
-	since  time.Time
+	first  time.Time      // for files that may have come from elsewhere
+	last   time.Time      // for all else
 	others errgroup.Group // that go through directories, too
 
 	mu    sync.Mutex // of what follows
@@ -145,12 +150,13 @@ func (w *walker) namesakes() []Entry {
 	return found
 }
 
-func (w *walker) changed(st *unix.Stat_t) bool {
+// changed tells whether something has from a moment on.
+func changed(st *unix.Stat_t, since time.Time) bool {
 	at := time.Unix(st.Ctim.Unix())
 	if st.Ctim.Nsec == 0 {
 		at = at.Add(wholeSecond)
 	}
-	return !at.Before(w.since)
+	return !at.Before(since)
 }
 
 func (w *walker) add(e Entry) {
@@ -174,12 +180,18 @@ func (w *walker) walk(dir *os.File, path string, all bool) error {
 		if err != nil {
 			return fmt.Errorf("stat %s: %w", path+name, err)
 		}
-		e := Entry{path + name, st.Mode, w.changed(&st)}
+		late := changed(&st, w.last)
+		e := Entry{path + name, st.Mode, late}
+		if all && !e.IsDir() {
+			e.Changed = changed(&st, w.first)
+		}
 		if e.Changed || all && e.IsDir() {
 			w.add(e)
 		}
 		if !e.IsDir() {
-			w.link(e, &st, all)
+			if !late {
+				w.link(e, &st, all)
+			}
 			continue
 		}
 		if err := w.enter(dir, name, path, all || e.Changed); err != nil {
@@ -189,9 +201,9 @@ func (w *walker) walk(dir *os.File, path string, all bool) error {
 	return nil
 }
 
-// link remembers a file's name. All of a file that has changed are found by that.
+// link remembers a file's name. All names of one that has changed late are found by that.
 func (w *walker) link(e Entry, st *unix.Stat_t, moved bool) {
-	if st.Nlink < 2 || e.Changed {
+	if st.Nlink < 2 {
 		return
 	}
 	key := inode{st.Dev, st.Ino}

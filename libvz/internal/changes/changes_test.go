@@ -40,11 +40,35 @@ func TestSince(t *testing.T) {
 	must(os.Chtimes(in("times"), st.ModTime(), st.ModTime()))
 	must(os.Symlink("/etc", in("new")))
 
+	expectSince(t, root, began, began, []string{
+		"./", "busy/file", "gone/", "linked (unchanged)", "new", "owner",
+		"quiet/below/", "quiet/below/moved/", "quiet/below/moved/below/ (unchanged)", "quiet/below/moved/below/link (unchanged)", "times",
+	})
+
+	// A second copy has had all that, but for what a directory hid that moved meanwhile:
+	// of what is below directories that have changed, all since the first one is listed.
+	must(os.WriteFile(in("quiet/below/moved/below/file"), []byte("x"), 0o600))
+	time.Sleep(Slack + 100*time.Millisecond)
+	again, err := Now()
+	must(err)
+	must(os.Rename(in("quiet/below/moved"), in("busy/moved")))
+	expectSince(t, root, began, again, []string{
+		"busy/", "busy/below/ (unchanged)", "busy/file", "busy/moved/", "busy/moved/below/ (unchanged)", "busy/moved/below/file", "linked (unchanged)",
+		"busy/moved/below/link (unchanged)", "quiet/below/",
+	})
+}
+
+func expectSince(t *testing.T, root string, first, last Moment, want []string) {
+	t.Helper()
 	tree, err := os.Open(root)
-	must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer tree.Close()
-	found, err := Since(tree, began)
-	must(err)
+	found, err := Since(tree, first, last)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var got []string
 	for _, e := range found {
 		name := e.Path
@@ -57,10 +81,7 @@ func TestSince(t *testing.T) {
 		got = append(got, name)
 	}
 	slices.Sort(got)
-	want := []string{
-		"./", "busy/file", "gone/", "linked (unchanged)", "new", "owner",
-		"quiet/below/", "quiet/below/moved/", "quiet/below/moved/below/ (unchanged)", "quiet/below/moved/below/link (unchanged)", "times",
-	}
+	slices.Sort(want)
 	if !slices.Equal(got, want) {
 		t.Errorf("found\n%q, not\n%q", got, want)
 	}
@@ -76,7 +97,7 @@ func TestSinceSaysWhereTimesDoNotTell(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer foreign.Close()
-	if _, err := Since(foreign, now); !errors.Is(err, ErrCannotTell) {
+	if _, err := Since(foreign, now, now); !errors.Is(err, ErrCannotTell) {
 		t.Error(err)
 	}
 	tree, err := os.Open(t.TempDir())
@@ -87,8 +108,10 @@ func TestSinceSaysWhereTimesDoNotTell(t *testing.T) {
 	for _, step := range []time.Duration{-time.Hour, time.Hour} {
 		was := now
 		was.wall = was.wall.Add(step)
-		if _, err := Since(tree, was); !errors.Is(err, ErrCannotTell) {
-			t.Errorf("the clock was set by %v: %v", step, err)
+		for _, moments := range [][2]Moment{{was, was}, {was, now}, {now, was}} {
+			if _, err := Since(tree, moments[0], moments[1]); !errors.Is(err, ErrCannotTell) {
+				t.Errorf("the clock was set by %v: %v", step, err)
+			}
 		}
 	}
 }
