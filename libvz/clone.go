@@ -57,7 +57,7 @@ func (h *Host) Clone(ctx context.Context, id, images string, o CloneOptions) (*C
 	defer r.entry.Close()
 	stats, err := r.restore(ctx)
 	if err == nil {
-		r.clone.renew(ctx, r.container(), r.pid)
+		r.clone.renewing = r.clone.renew(ctx, r.container(), r.pid)
 	} else if err = r.clone.explain(err); o.WorkPath == "" && errors.As(err, new(*criu.Error)) {
 		err = keepLogHint(err)
 	}
@@ -99,6 +99,7 @@ type cloning struct {
 	net        vnet.Cloned
 	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
+	renewing   bool // the guest has been asked to make anew what must be unique
 	// unchanged waits for the answer to whether the origin's root is as it was; nil
 	// where the clone has a copy of it.
 	unchanged func() error

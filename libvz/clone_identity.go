@@ -127,12 +127,15 @@ func idMaps(mappings []specs.LinuxIDMapping) []criu.IDMap {
 const renewTime = 10 * time.Second
 
 // renew has the guest make anew what must be unique, by its own init where that
-// can be asked. It does not wait for the result, which the guest finds in
-// /run/vzrun. A clone that is not asked runs all the same: it is worth a warning.
-func (cl *cloning) renew(ctx context.Context, c *Container, pid int) {
-	if err := renewGuest(ctx, c, pid); err != nil {
+// can be asked, and tells whether it was. It does not wait for the result, which the
+// guest finds in /run/vzrun. A clone that is not asked runs all the same: it is worth
+// a warning.
+func (cl *cloning) renew(ctx context.Context, c *Container, pid int) bool {
+	err := renewGuest(ctx, c, pid)
+	if err != nil {
 		c.host.warn(c.id, "what must be unique was not made anew in the guest, `sh /run/%s` there does it: %v", guest.RenewScript, err)
 	}
+	return err == nil
 }
 
 // renewInterrupted does that for a clone whose vzrun died after the commit.

@@ -17,7 +17,8 @@ const reloadPatience = 30 * time.Second
 
 // settleIn does what a whole operating system that runs again needs from outside.
 // What is not well with it from here on is worth a warning, not its end. Its init is
-// watched for a moment, unless stats is nil.
+// watched for a moment, unless stats is nil. A clone reloads it in its own time, with
+// what it makes anew.
 func (r *revival) settleIn(ctx context.Context, stats *Stats) {
 	kind := r.spec.Annotations[annotationGuest]
 	if kind == "" {
@@ -26,7 +27,7 @@ func (r *revival) settleIn(ctx context.Context, stats *Stats) {
 	if stats != nil {
 		r.host.watchInit(ctx, r.id, r.pid, stats)
 	}
-	if guest.Init(kind) == guest.Systemd {
+	if guest.Init(kind) == guest.Systemd && (r.clone == nil || !r.clone.renewing) {
 		r.host.reloadInit(ctx, r.id, r.pid, r.config)
 	}
 	r.host.registerMachine(r.id, r.pid, containerUUID(r.spec), r.config.Rootfs)

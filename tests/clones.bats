@@ -91,6 +91,15 @@ new_origin() {
 		ExecStart=cp /run/vzrun/clone /srv/told
 	END
 	ln -s ../told.path "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
+	# One that systemd hears of only as long as it knows its main process.
+	cat >"$BUNDLE/rootfs/etc/systemd/system/watched.service" <<-'END'
+		[Service]
+		Type=notify
+		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); $to = sockaddr_un($ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, $to); while (1) { send(S, "WATCHDOG=1", 0, $to); select(undef, undef, undef, 0.2) }'
+		WatchdogSec=30
+	END
+	cp "$BUNDLE/rootfs/etc/systemd/system/watched.service" "$BUNDLE/rootfs/etc/systemd/user/"
+	ln -s ../watched.service "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
 	(cd "$BUNDLE" && vz spec --system --hostname web --net "bridge=$BRIDGE,ip=$ADDRESS/24,gw=${ADDRESS%.*}.1,dns=192.0.2.1")
 	edit_config "$BUNDLE" '.process.terminal = false | .linux.cgroupsPath = $ARGS.positional[0]' "/vzrun-test-$VZ_TAG-web"
 	vz run --detach --bundle "$BUNDLE" web </dev/null >"$VZ_TMP/web.log" 2>&1 3>&- || {
@@ -163,6 +172,17 @@ works() {
 	guest "$1" systemctl restart vzcount.service
 	wait_until "$VZ_PATIENCE" echoes "$1"
 }
+
+# heard ID [--user] waits until systemd hears of watched.service.
+heard() {
+	local seen
+	seen=$(last_ping "$@")
+	wait_until "$VZ_PATIENCE" hears_more "$seen" "$@"
+}
+
+hears_more() { [[ $(last_ping "${@:2}") != "$1" ]]; }
+
+last_ping() { guest "$1" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl "${@:2}" show --value --property WatchdogTimestampMonotonic watched; }
 
 echoes() { [[ $(guest "$1" /usr/local/bin/vzguest talk 127.0.0.1:7) == *lines=* ]]; }
 
@@ -254,10 +274,14 @@ has_key() { [[ $(host_net ssh-keyscan -T "$(slow 10)" -t ed25519 "$1" 2>/dev/nul
 	vz checkpoint --image-path "$save" "$ID"
 	vz restore --detach --bundle "$T/mine" --image-path "$save" "$ID" </dev/null >"$T/load" 2>&1 3>&- || { cat "$T/load"; return 1; }
 	works "$ID"
+	guest "$ID" systemctl start user@0
+	guest "$ID" env XDG_RUNTIME_DIR=/run/user/0 timeout "$(slow 30)" systemctl --user start watched
 	vz checkpoint --image-path "$save-2" "$ID"
 	vz restore --detach --clone-of "$save-2" "$ID-b" </dev/null >"$T/load" 2>&1 3>&- || { cat "$T/load"; return 1; }
 	works "$ID-b"
 	renewed "$ID-b"
+	heard "$ID-b"
+	heard "$ID-b" --user
 	[[ $(guest "$ID-b" cat /srv/chain) == first && $(guest "$ID-b" hostname) == "$ID-b" ]]
 	# The first one's root is frozen now.
 	fails 1 'clones are made above .*/mine/rootfs' vz restore --detach --bundle "$T/mine" --image-path "$save-2" "$ID"

@@ -46,6 +46,17 @@ forget_leases() {
 		/var/lib/NetworkManager/*.lease /var/lib/NetworkManager/secret_key || complain "DHCP leases are not removed"
 }
 
+# Restored processes are others to PID 1 than those that it knew, until it reloads
+# (see libvz/settle_in.go); likewise to the managers of users, which reload when they
+# get a signal.
+reload_systemd() {
+	[ -d /run/systemd/system ] || return 0
+	systemctl daemon-reload || complain "systemd did not reload: services with a watchdog may be restarted in some minutes"
+	users=$(systemctl list-units --plain --no-legend --state=active 'user@*.service' | cut -d ' ' -f 1)
+	# shellcheck disable=SC2086 # names, one word each
+	[ -z "$users" ] || systemctl kill --kill-who=main --signal=HUP $users || : # one may have ended
+}
+
 # What has read the old ones at its start reads the new ones.
 restart_services() {
 	if [ -d /run/systemd/system ]; then
@@ -77,6 +88,7 @@ set +a
 renew_ssh_keys
 renew_seeds
 forget_leases
+reload_systemd
 restart_services
 run_hooks
 # Who waits for the end of this finds the generation here.
