@@ -71,7 +71,7 @@ func (r *revival) joinNamespaces() (files []*os.File, _ error) {
 		if err != nil {
 			return files, err
 		}
-		r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: o.key, File: f})
+		r.inherit = append(r.inherit, criu.Inherit{Key: o.key, File: f})
 	}
 	for _, kind := range []specs.LinuxNamespaceType{specs.IPCNamespace, specs.UTSNamespace} {
 		path := namespacePath(r.spec, kind)

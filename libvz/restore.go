@@ -111,6 +111,8 @@ type revival struct {
 	manifest *manifest
 	options  RestoreOptions
 	opts     criu.RestoreOptions
+	inherit  []criu.Inherit
+	criu     *criu.Restorer
 	known    criu.Known
 	links    []vnet.Link
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
@@ -217,7 +219,6 @@ func (h *Host) newRevival(ctx context.Context, id, bundle string, spec *specs.Sp
 		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
 		images:  images, chain: chain, manifest: m, options: o, links: links, known: known,
 	}
-	r.opts.Criu = known.Path
 	return r, r.openFeatures()
 }
 
@@ -290,39 +291,74 @@ func (r *revival) prepareAndRun(ctx context.Context, work string) (*Stats, error
 	if r.hostNet != nil {
 		defer r.hostNet.Close()
 	}
-	if err := r.fillOptions(ctx, work); err != nil {
-		return nil, err
-	}
-	if r.opts.ImagesDir != nil {
-		defer r.opts.ImagesDir.Close()
-	}
 	joined, err := r.joinNamespaces()
 	defer closeAll(joined)
 	if err != nil {
 		return nil, err
 	}
-	if r.options.AutoDedup {
-		if err := r.manifest.useUp(r.images); err != nil {
-			return nil, err
-		}
+	inCgroups, err := r.startCriu()
+	if err != nil {
+		return nil, err
+	}
+	defer r.criu.Close()
+	err = r.fillOptions(ctx, work)
+	if r.opts.ImagesDir != nil {
+		defer r.opts.ImagesDir.Close()
+	}
+	// Also where that has failed: nothing is undone while criu is being moved.
+	if err = errors.Join(err, inCgroups()); err != nil {
+		return nil, err
 	}
 	r.host.event(Event{ID: r.id, Step: "restoring"})
 	return r.runCriu(ctx)
 }
 
-// runCriu has CRIU restore, and loads what it made.
-func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
+// startCriu starts CRIU, and puts it into the container's cgroups while the places are
+// made that it restores into: both take the kernel some milliseconds. The function
+// returned waits for that.
+func (r *revival) startCriu() (inCgroups func() error, _ error) {
 	if err := r.known.Lend(); err != nil {
 		return nil, err
 	}
+	stdio := [3]*os.File{r.options.Stdin, r.options.Stdout, r.options.Stderr}
+	for i, target := range r.manifest.Stdio {
+		if i < 3 && strings.HasPrefix(target, "pipe:") && stdio[i] != nil {
+			r.inherit = append(r.inherit, criu.Inherit{Key: target, File: stdio[i]})
+		}
+	}
+	var err error
+	r.criu, err = criu.StartRestorer(criu.RestorerOptions{
+		Criu: r.known.Path, Stdio: stdio, Inherit: r.inherit,
+		ConfigFile: criuConfigOf(r.spec.Annotations), ShareMemory: r.clone != nil && r.clone.share,
+	})
+	if errors.Is(err, criu.ErrNoMerge) {
+		return nil, withHint("leave out --share-memory, or use Linux 6.7 or newer", "%w: %w", ErrUnsupported, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := r.criuStarted(r.criu.Pid()); err != nil {
+		r.criu.Close()
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() { done <- r.joinCgroups(r.criu.Pid()) }()
+	return func() error { return <-done }, nil
+}
+
+// runCriu has CRIU restore, and loads what it made.
+func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
+	if r.options.AutoDedup {
+		if err := r.manifest.useUp(r.images); err != nil {
+			return nil, err
+		}
+	}
 	begun := time.Now()
 	defer r.abortAfter(ctx)()
-	pid, measured, err := criu.Restore(ctx, r.opts)
+	pid, measured, err := r.criu.Restore(ctx, r.opts)
 	r.awaitLinks() //nolint:errcheck // CRIU had no consent then
 	var ce *criu.Error
 	switch {
-	case errors.Is(err, criu.ErrNoMerge):
-		return nil, withHint("leave out --share-memory, or use Linux 6.7 or newer", "%w: %w", ErrUnsupported, err)
 	case errors.As(err, &ce):
 		return nil, withHint(ce.Remedy, "%w", err)
 	case err != nil:
@@ -363,27 +399,19 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 	}
 	system := r.spec.Annotations[annotationGuest] != ""
 	r.opts.Common = criu.Common{
-		Criu: r.opts.Criu, Images: r.images, Work: work, Root: r.view, Mounts: mounts,
+		Images: r.images, Work: work, Root: r.view, Mounts: mounts,
 		ManageCgroups:  o.ManageCgroups,
 		TCPEstablished: o.TCPEstablished || m.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets || m.ExtUnixSockets,
 		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
-		ConfigFile: criuConfigOf(r.spec.Annotations), AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork,
-		Started: r.criuStarted, Stage: r.stage,
+		AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork, Stage: r.stage,
 	}
 	if r.clone != nil {
-		r.opts.TCPEstablished, r.opts.TCPClose, r.opts.ShareMemory = false, true, r.clone.share
+		r.opts.TCPEstablished, r.opts.TCPClose = false, true
 	}
 	r.opts.LSMProfile, r.opts.LSMMountContext = o.LSMProfile, o.LSMMountContext
-	r.opts.Stdio = [3]*os.File{o.Stdin, o.Stdout, o.Stderr}
-	r.opts.JoinCgroups = r.joinCgroups
 	for _, l := range r.links {
 		if !l.Elsewhere {
 			r.opts.Veths = append(r.opts.Veths, criu.Veth{Inner: l.Inner, Outer: l.Host})
-		}
-	}
-	for i, target := range m.Stdio {
-		if i < 3 && strings.HasPrefix(target, "pipe:") && r.opts.Stdio[i] != nil {
-			r.opts.Inherit = append(r.opts.Inherit, criu.Inherit{Key: target, File: r.opts.Stdio[i]})
 		}
 	}
 	// Before owners are mapped: then the host's root is nobody.

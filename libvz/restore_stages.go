@@ -62,40 +62,37 @@ func (r *revival) abortAfter(ctx context.Context) func() {
 }
 
 // joinCgroups makes the container's cgroups, puts criu into them (what it
-// restores is born there) and makes the guest's own subtree again.
-func (r *revival) joinCgroups(pid int) ([]criu.CgroupRoot, error) {
-	asked := time.Now()
-	defer func() { r.waited += time.Since(asked) }()
+// restores is born there), tells it of them, and makes the guest's own subtree again.
+func (r *revival) joinCgroups(pid int) error {
 	if l := r.manifest.Limits; l != nil {
 		if err := applyResources(r.config.Cgroups.Resources, l); err != nil {
-			return nil, fmt.Errorf("set limits: %w", err)
+			return fmt.Errorf("set limits: %w", err)
 		}
 	}
 	cm, err := manager.New(r.config.Cgroups)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := cm.Apply(pid); err != nil {
-		return nil, fmt.Errorf("join cgroups: %w", err)
+		return fmt.Errorf("join cgroups: %w", err)
 	}
 	if err := cm.Set(r.config.Cgroups.Resources); err != nil {
-		return nil, fmt.Errorf("set limits: %w", err)
+		return fmt.Errorf("set limits: %w", err)
 	}
 	r.subtree = cm.Path("")
 	if !cgroups.IsCgroup2UnifiedMode() {
 		if err := r.growCgroups(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	paths, err := cgroup.Of(pid)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var roots []criu.CgroupRoot
 	for ctrl, p := range paths {
-		roots = append(roots, criu.CgroupRoot{Controller: ctrl, Path: p})
+		r.opts.Cgroups = append(r.opts.Cgroups, criu.CgroupRoot{Controller: ctrl, Path: p})
 	}
-	return roots, nil
+	return nil
 }
 
 // asideKey is where an operation notes the cgroup that criu was moved to. No

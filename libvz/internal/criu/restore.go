@@ -33,25 +33,73 @@ type CgroupRoot struct{ Controller, Path string }
 
 // RestoreOptions say what to restore and how.
 type RestoreOptions struct {
-	Common
+	Common // without Criu, ConfigFile and Started, which are for who starts it
 	// ImagesDir, where not nil, is used in place of Images: an open
 	// directory, such as an id-mapped view of it, that the guest's root
 	// may search and read.
 	ImagesDir *os.File
-	Stdio     [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
 	Veths     []Veth
-	Inherit   []Inherit
 	Join      []Join
+	Cgroups   []CgroupRoot // which criu is in
 	// LSMProfile ("apparmor:NAME" or "selinux:LABEL") and LSMMountContext
 	// take the place of what the tasks and the mounts had.
 	LSMProfile, LSMMountContext string
 	// Lazy leaves memory to the LazyPages that listens in Work.
 	Lazy bool
+}
+
+// RestorerOptions say how to start a criu for a restore.
+type RestorerOptions struct {
+	Criu    string      // path of criu
+	Stdio   [3]*os.File // of criu, hence of tasks that inherit them; nil = /dev/null
+	Inherit []Inherit
+	// ConfigFile is as in Common.
+	ConfigFile string
 	// ShareMemory lets the kernel merge equal pages of the tasks (KSM).
 	ShareMemory bool
-	// JoinCgroups is told criu's pid before it begins to work, puts it
-	// into the container's cgroups and returns their roots.
-	JoinCgroups func(pid int) ([]CgroupRoot, error)
+}
+
+// Restorer is a criu that has been started and waits to be told what to restore. What
+// it is to find can be made meanwhile. It has the mount and network namespaces of the
+// thread that has started it.
+type Restorer struct {
+	server  *server
+	inherit []*rpc.InheritFd
+	config  *string
+}
+
+// StartRestorer returns one that must be closed.
+func StartRestorer(o RestorerOptions) (*Restorer, error) {
+	var opts rpc.CriuOpts
+	files := make([]*os.File, 0, len(o.Inherit))
+	for i, in := range o.Inherit {
+		files = append(files, in.File)
+		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: new(in.Key), Fd: new(int32(inheritBase + i))})
+	}
+	files, err := (&Common{ConfigFile: o.ConfigFile}).configure(&opts, "", files)
+	if err != nil {
+		return nil, err
+	}
+	r := &Restorer{inherit: opts.InheritFd, config: opts.ConfigFile}
+	err = mergeable(o.ShareMemory, func() (err error) {
+		r.server, err = serve(o.Criu, o.Stdio, files...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Pid is criu's. Who wants its tasks in cgroups puts it there before Restore.
+func (r *Restorer) Pid() int { return r.server.cmd.Process.Pid }
+
+// Close ends a criu that has not been told to restore anything. It is idempotent.
+func (r *Restorer) Close() {
+	if r.server != nil {
+		r.server.close() //nolint:errcheck // it has done nothing
+		r.server = nil
+	}
 }
 
 // inheritBase is the first descriptor number that Inherit files have in criu:
@@ -60,8 +108,9 @@ const inheritBase = 4
 
 // Restore brings back the tree saved in o.Images and returns the pid of its
 // init, a child of the calling process. On an error nothing is left running:
-// CRIU kills what it had restored.
-func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
+// CRIU kills what it had restored. It ends the criu, and closes the restorer.
+func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
+	defer r.Close()
 	opts, closeDirs, err := o.options(RestoreLog)
 	if err != nil {
 		return 0, nil, err
@@ -88,7 +137,11 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 		path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), j.File.Fd())
 		opts.JoinNs = append(opts.JoinNs, &rpc.JoinNamespace{Ns: new(j.Kind), NsFile: new(path)})
 	}
-	pid, err := o.serveRestore(ctx, opts)
+	opts.InheritFd, opts.ConfigFile = r.inherit, r.config
+	for _, c := range o.Cgroups {
+		opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: new(c.Controller), Path: new(c.Path)})
+	}
+	pid, err := r.ask(ctx, opts, o.Stage)
 	if err != nil {
 		return 0, nil, explain("restore", filepath.Join(o.Work, RestoreLog), err)
 	}
@@ -100,46 +153,16 @@ func Restore(ctx context.Context, o RestoreOptions) (int, *Stats, error) {
 	return pid, s, nil
 }
 
-func (o *RestoreOptions) serveRestore(ctx context.Context, opts *rpc.CriuOpts) (pid int, retErr error) {
-	files := make([]*os.File, 0, len(o.Inherit))
-	for i, in := range o.Inherit {
-		files = append(files, in.File)
-		opts.InheritFd = append(opts.InheritFd, &rpc.InheritFd{Key: new(in.Key), Fd: new(int32(inheritBase + i))})
-	}
-	files, err := o.configure(opts, "", files)
-	if err != nil {
-		return 0, err
-	}
+// ask has criu restore, and ends it.
+func (r *Restorer) ask(ctx context.Context, opts *rpc.CriuOpts, stage func(Stage) error) (pid int, retErr error) {
 	init, running := 0, false // as CRIU's stages tell
-	var s *server
-	err = mergeable(o.ShareMemory, func() (err error) {
-		s, err = serve(o.Criu, o.Stdio, files...)
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
+	s := r.server
+	r.server = nil
 	defer func() {
 		if err := s.close(); err != nil && retErr == nil && !running {
 			retErr = fmt.Errorf("criu: %w", err)
 		}
 	}()
-	criuPid := s.cmd.Process.Pid
-	if o.Started != nil {
-		if err := o.Started(criuPid); err != nil {
-			return 0, err
-		}
-	}
-	if o.JoinCgroups != nil {
-		roots, err := o.JoinCgroups(criuPid)
-		if err != nil {
-			return 0, err
-		}
-		for _, r := range roots {
-			opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: new(r.Controller), Path: new(r.Path)})
-		}
-	}
-	stage := o.Stage
 	if stage == nil {
 		stage = func(Stage) error { return nil }
 	}
