@@ -99,6 +99,7 @@ type cloning struct {
 	net        vnet.Cloned
 	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
+	briefLog   bool // of CRIU
 	renewing   bool // the guest has been asked to make anew what must be unique
 	// unchanged waits for the answer to whether the origin's root is as it was; nil
 	// where the clone has a copy of it.
@@ -190,7 +191,8 @@ func (h *Host) completeClone(ctx context.Context, r *revival, images string, cha
 	}
 	ro := o.RestoreOptions
 	if ro.WorkPath == "" {
-		ro.WorkPath = filepath.Join(r.bundle, "criu")
+		// Nobody sees the log there, as it goes with the clone.
+		ro.WorkPath, r.clone.briefLog = filepath.Join(r.bundle, "criu"), true
 	}
 	entry, cl := r.entry, r.clone
 	if err := h.planCloneNetwork(r.id, spec, m, cl, o); err != nil {

@@ -406,7 +406,7 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 		AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork, Stage: r.stage,
 	}
 	if r.clone != nil {
-		r.opts.TCPEstablished, r.opts.TCPClose = false, true
+		r.opts.TCPEstablished, r.opts.TCPClose, r.opts.BriefLog = false, true, r.clone.briefLog
 	}
 	r.opts.LSMProfile, r.opts.LSMMountContext = o.LSMProfile, o.LSMMountContext
 	for _, l := range r.links {

@@ -69,6 +69,9 @@ type Common struct {
 	AutoDedup, EmptyNet bool
 	TCPEstablished, ExtUnixSockets, ShellJob,
 	FileLocks, LinkRemap bool
+	// BriefLog leaves out of the log what is no error or warning, which takes CRIU a
+	// tenth of its time in a restore.
+	BriefLog bool
 	// TCPClose makes open TCP connections closed ones at the restore.
 	TCPClose bool
 	// Started is told criu's pid before it begins to work; nil = nobody.
@@ -311,6 +314,10 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 		work.Close()
 		return nil, nil, err
 	}
+	level := int32(4) // debug
+	if c.BriefLog {
+		level = 2
+	}
 	empty := uint32(0)
 	if c.EmptyNet {
 		empty = unix.CLONE_NEWNET
@@ -318,7 +325,7 @@ func (c *Common) options(log string) (*rpc.CriuOpts, func(), error) {
 	opts := &rpc.CriuOpts{
 		ImagesDirFd:       new(int32(images.Fd())),
 		WorkDirFd:         new(int32(work.Fd())),
-		LogLevel:          new(int32(4)),
+		LogLevel:          &level,
 		LogFile:           new(log),
 		Root:              new(c.Root),
 		NotifyScripts:     new(true),
