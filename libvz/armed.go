@@ -12,17 +12,18 @@ import (
 	"github.com/vzrun/vzrun/libvz/internal/criu"
 )
 
-// saveArmed records timers and pressure triggers while the tasks are stopped.
+// saveArmed records the tasks, and their timers and pressure triggers, while they are
+// stopped.
 func (c *Container) saveArmed(d *dumpPlan) error {
 	pids, err := c.lc.Processes()
 	if err != nil {
 		return err
 	}
-	tasks, err := guestPids(pids)
+	d.tasks, err = guestPids(pids)
 	if err != nil {
 		return err
 	}
-	d.manifest.Armed, err = criu.FindArmed(d.opts.Pid, tasks)
+	d.manifest.Armed, err = criu.FindArmed(d.opts.Pid, d.tasks)
 	return err
 }
 

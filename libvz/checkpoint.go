@@ -181,8 +181,9 @@ type dumpPlan struct {
 	// stopped, where not nil, is called when all tasks stand still, in each
 	// attempt; never, if the guest has no network of its own.
 	stopped func()
-	// stopping is when CRIU began to stop the tasks.
+	// stopping is when CRIU began to stop the tasks, which are known when it has.
 	stopping time.Time
+	tasks    []criu.Task
 	known    criu.Known
 }
 

@@ -86,6 +86,7 @@ func (c *Container) lazyDump(e *store.Entry, d *dumpPlan, serve func(ctx context
 			return err
 		}
 		c.host.event(Event{ID: c.id, Step: "serving memory"})
+		pages.ReadFrom(d.tasks)
 		err := serve(ctx, pages, func() error {
 			if err := e.Step(stepShared); err != nil {
 				return err

@@ -110,7 +110,8 @@ criu_of() { jq -er .operation.criu "$1/@/$ID.json"; }
 
 is_step() { jq -e --arg step "$2" '.operation.step == $step' "$1/@/$ID.json"; }
 
-# halfway stops the source's criu, so that the memory arrives only in part.
+# halfway stops the source's criu, so that the memory arrives only in part: of the
+# rememberer there are pages that nobody else can read.
 halfway() {
 	HELD=$(criu_of "$VZ_HOME")
 	kill -STOP "$HELD"

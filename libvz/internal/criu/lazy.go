@@ -21,10 +21,10 @@ import (
 // its page server ends well, and ends the tasks, as soon as it reads the end of
 // its connection or a word of farewell; and the other side says farewell after
 // a failure too. Neither says that the memory has arrived. So CRIU never sees
-// the other side's connection: it serves a socket of ours, PageServer moves
-// requests and pages between the two and keeps the farewell back, and only when
-// DumpOptions.Lazy has returned nil is that socket shut down. That is the commit
-// of a lazy dump. Until then the tasks can go on here: CRIU is killed, which
+// the other side's connection: it serves a socket of ours, PageServer answers what it
+// can itself, moves other requests and their pages between the two and keeps the farewell
+// back, and only when DumpOptions.Lazy has returned nil is that socket shut down. That is
+// the commit of a lazy dump. Until then the tasks can go on here: CRIU is killed, which
 // leaves them as they were when it had stopped them.
 
 var (
@@ -38,12 +38,20 @@ var (
 // PageServer is the memory of a lazy dump, whose tasks CRIU keeps stopped. It
 // hands out a page as often as it is asked to: CRIU keeps all of them.
 type PageServer struct {
-	conn *net.UnixConn
-	sent atomic.Int64
-	once sync.Once // begins answer
-	mu   sync.Mutex
-	owed []net.Conn // who made the requests that CRIU has not answered, in order
-	peer net.Conn   // who may make more; nil: nobody
+	conn  *net.UnixConn
+	tasks stopped
+	sent  atomic.Int64
+	once  sync.Once // begins answer
+	mu    sync.Mutex
+	owed  []net.Conn // who made the requests that CRIU has not answered, in order
+	peer  net.Conn   // who may make more; nil: nobody
+}
+
+// ReadFrom names the tasks, so that their memory can be read without CRIU. It is to be
+// called before Serve, if at all, while they are stopped.
+func (p *PageServer) ReadFrom(tasks []Task) {
+	p.tasks.close()
+	p.tasks = stoppedOf(tasks)
 }
 
 // Sent returns how many bytes of memory have gone to other sides.
@@ -55,7 +63,11 @@ func (p *PageServer) Sent() int64 { return p.sent.Load() }
 // peer is closed then. After ErrPeerGone it may be called again, with a connection
 // on which what was not answered is asked again.
 func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
-	defer peer.Close()
+	out := sendTo(peer)
+	defer func() {
+		peer.Close()
+		out.stop()
+	}()
 	stop := context.AfterFunc(ctx, func() { peer.Close() })
 	defer stop()
 	p.mu.Lock()
@@ -72,13 +84,11 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 		}
 		switch command := request.command(); command {
 		case psGet:
-			p.mu.Lock()
-			p.owed = append(p.owed, peer)
-			p.mu.Unlock()
-			if _, err := p.conn.Write(request[:]); err != nil {
-				return fmt.Errorf("criu went away: %w", err)
+			if err := p.get(peer, &request, out); err != nil {
+				return err
 			}
 		case psClose, psForceClose:
+			out.drain()
 			// It waits for a status; that it is gone by then is as well.
 			peer.Write(make([]byte, 4)) //nolint:errcheck // see above
 			return nil
@@ -88,6 +98,85 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 			return fmt.Errorf("unknown request %#x for pages", command)
 		}
 	}
+}
+
+// get answers a request, or has CRIU answer it: also where that has others to answer,
+// which come first.
+func (p *PageServer) get(peer net.Conn, request *pageMessage, out *sending) error {
+	p.mu.Lock()
+	isFirst := len(p.owed) == 0
+	p.mu.Unlock()
+	if isFirst {
+		buffer, head := <-out.free, len(request)
+		most := min(request.bytes(), int64(len(buffer)-head))
+		if n := p.tasks.read(request.task(), request.address(), buffer[head:][:most]); n > 0 {
+			message := messageOf(psAdd, span{request.task(), request.address(), n / os.Getpagesize()})
+			copy(buffer, message[:])
+			p.sent.Add(int64(n))
+			out.full <- buffer[:head+n]
+			return nil
+		}
+		out.free <- buffer
+		out.drain()
+	}
+	p.mu.Lock()
+	p.owed = append(p.owed, peer)
+	p.mu.Unlock()
+	if _, err := p.conn.Write(request[:]); err != nil {
+		return fmt.Errorf("criu went away: %w", err)
+	}
+	return nil
+}
+
+// sending writes one answer while the next one is read.
+type sending struct {
+	free  chan []byte
+	full  chan []byte
+	ended chan struct{}
+}
+
+const (
+	// answerPages is how many pages there are in an answer at most, as many as LazyPages
+	// asks for: a buffer for more would not stay in a processor's cache.
+	answerPages = piecePages
+	// answers is how many there may be: one that is read, and one that is written.
+	answers = 2
+)
+
+// sendTo begins. When peer does not take an answer it is closed, which its reader notices.
+func sendTo(peer io.WriteCloser) *sending {
+	s := &sending{free: make(chan []byte, answers), full: make(chan []byte, answers), ended: make(chan struct{})}
+	for range answers {
+		s.free <- make([]byte, len(pageMessage{})+answerPages*os.Getpagesize())
+	}
+	go func() {
+		defer close(s.ended)
+		for answer := range s.full {
+			if _, err := peer.Write(answer); err != nil {
+				peer.Close()
+			}
+			s.free <- answer[:cap(answer)]
+		}
+	}()
+	return s
+}
+
+// drain returns when all has been written.
+func (s *sending) drain() {
+	var all [answers][]byte
+	for i := range all {
+		all[i] = <-s.free
+	}
+	for _, buffer := range all {
+		s.free <- buffer
+	}
+}
+
+// stop returns when nothing is written any more. The connection has to be closed first,
+// where it may not take what is left.
+func (s *sending) stop() {
+	close(s.full)
+	<-s.ended
 }
 
 // forwardBuffer is how many bytes are moved at a time.
@@ -109,18 +198,19 @@ func (p *PageServer) answer() {
 			break // that is no page server
 		}
 		peer := p.owed[0]
-		p.owed = p.owed[1:]
 		p.mu.Unlock()
 		n := head.bytes()
 		left, err := forward(peer, p.conn, &head, n, buffer)
 		p.sent.Add(n - left)
-		if err == nil && left == 0 {
-			continue
+		if err != nil || left > 0 {
+			peer.Close()
+			if _, err := io.CopyN(io.Discard, p.conn, left); err != nil {
+				break
+			}
 		}
-		peer.Close()
-		if _, err := io.CopyN(io.Discard, p.conn, left); err != nil {
-			break
-		}
+		p.mu.Lock()
+		p.owed = p.owed[1:]
+		p.mu.Unlock()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -227,6 +317,7 @@ func (l *lazyDump) close() {
 	}
 	if l.server != nil {
 		l.server.conn.Close()
+		l.server.tasks.close()
 	}
 	for _, f := range []*os.File{l.mine, l.theirs} {
 		if f != nil {

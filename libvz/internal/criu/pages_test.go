@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -145,5 +147,100 @@ func TestPageServerAfterALostPeer(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// What can be read of a task CRIU is not asked for, and what cannot it is.
+func TestPageServerOfStoppedTasks(t *testing.T) {
+	l, err := (&DumpOptions{}).prepareLazy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	criu, err := net.FileConn(l.theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer criu.Close()
+	size := os.Getpagesize()
+	memory, err := unix.Mmap(-1, 0, 4*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Munmap(memory) }) //nolint:errcheck // it was mapped
+	address := uint64(uintptr(unsafe.Pointer(&memory[0])))
+	copy(memory, contents(address, 4))
+	if err := unix.Mprotect(memory[3*size:], unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	l.server.ReadFrom([]Task{{os.Getpid(), 7}, {os.Getpid(), 8}, {os.Getppid(), 8}})
+	peer, there := sockets(t)
+	deadline(t, criu, there)
+	served := make(chan error, 1)
+	go func() { served <- l.server.Serve(context.Background(), peer) }()
+	for _, c := range []struct {
+		name                 string
+		task, address, count uint64
+		want                 uint64 // pages that are not CRIU's
+	}{
+		{"a page", 7, address, 1, 1},
+		{"pages, and one that is not to be read", 7, address + uint64(size), 3, 2},
+		{"that one", 7, address + 3*uint64(size), 1, 0},
+		{"an unknown task", 9, address, 1, 0},
+		{"one of two tasks", 8, address, 1, 0},
+		{"pages, afterwards", 7, address, 2, 2},
+	} {
+		q := messageOf(psGet, span{c.task, c.address, int(c.count)})
+		if _, err := there.Write(q[:]); err != nil {
+			t.Fatal(err)
+		}
+		if c.want == 0 {
+			c.want = c.count
+			var asked pageMessage
+			if _, err := io.ReadFull(criu, asked[:]); err != nil || asked != q {
+				t.Fatalf("%s: criu was asked %v, %v", c.name, asked, err)
+			}
+			if _, err := criu.Write(answerTo(q, c.count)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var head pageMessage
+		if _, err := io.ReadFull(there, head[:]); err != nil || head.command() != psAdd || head.count() != c.want ||
+			head.task() != c.task || head.address() != c.address {
+			t.Fatalf("%s: %v, %v", c.name, head, err)
+		}
+		want := contents(c.address, c.want)
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(there, got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v, or other pages", c.name, err)
+		}
+	}
+	there.Close()
+	if err := <-served; !errors.Is(err, ErrPeerGone) {
+		t.Error(err)
+	}
+}
+
+// A task that has ended may have given its pid to another process.
+func TestStoppedTaskThatHasEnded(t *testing.T) {
+	cmd := exec.Command("/bin/sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tasks := stoppedOf([]Task{{cmd.Process.Pid, 7}})
+	defer tasks.close()
+	cmd.Process.Kill() //nolint:errcheck // it is waited for
+	cmd.Wait()         //nolint:errcheck // it was killed
+	memory := contents(0x1000, 1)
+	address := uint64(uintptr(unsafe.Pointer(&memory[0])))
+	room := make([]byte, os.Getpagesize())
+	for _, c := range []struct {
+		handle int
+		want   int
+	}{{tasks[7].handle, 0}, {stoppedOf([]Task{{os.Getpid(), 7}})[7].handle, len(room)}} {
+		// As if the pid had come to us.
+		if n := (stopped{7: {os.Getpid(), c.handle}}).read(7, address, room); n != c.want {
+			t.Errorf("%d bytes, want %d", n, c.want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 // memory MIB LOG [CHANGED] fills memory, and then verifies all of it and changes part
 // of it, of the first CHANGED MiB if that is given, in rounds: a line in LOG for each, or the end with 3 at the first page that is
-// not as it was left. What a restore loses or takes from elsewhere shows here.
+// not as it was left. What a restore loses or takes from elsewhere shows here. Some pages
+// may not be read (PROT_NONE): who takes the memory has to do so from within.
 package main
 
 import (
@@ -13,8 +14,9 @@ import (
 )
 
 const (
-	page = 4096
-	gap  = 50 * time.Millisecond
+	page      = 4096
+	shutPages = 2
+	gap       = 50 * time.Millisecond
 )
 
 func main() {
@@ -50,11 +52,25 @@ func run() error {
 	for i := range rounds {
 		fill(mem, i, 0)
 	}
+	shut, err := syscall.Mmap(-1, 0, shutPages*page, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANON)
+	if err != nil {
+		return err
+	}
+	for i := range shutPages {
+		fill(shut, i, 0)
+	}
+	if err := syscall.Mprotect(shut, syscall.PROT_NONE); err != nil {
+		return err
+	}
 	for round := uint64(1); ; round++ {
 		if _, err := fmt.Fprintf(log, "%d\n", round); err != nil {
 			return err
 		}
 		time.Sleep(gap)
+		if err := look(shut); err != nil {
+			fmt.Fprintf(log, "bad in round %d: %v\n", round, err)
+			return err
+		}
 		for i, written := range rounds {
 			if !holds(mem, i, written) {
 				fmt.Fprintf(log, "bad page %d in round %d\n", i, round)
@@ -66,6 +82,24 @@ func run() error {
 			}
 		}
 	}
+}
+
+// look verifies pages that may not be read but for that moment, one after the other: so
+// there is always one that may not be.
+func look(shut []byte) error {
+	for i := range shutPages {
+		one := shut[i*page:][:page]
+		if err := syscall.Mprotect(one, syscall.PROT_READ); err != nil {
+			return err
+		}
+		if !holds(shut, i, 0) {
+			return fmt.Errorf("page %d of those that may not be read", i)
+		}
+		if err := syscall.Mprotect(one, syscall.PROT_NONE); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func fill(mem []byte, i int, round uint64) {
