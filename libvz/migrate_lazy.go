@@ -46,10 +46,11 @@ func (m *migration) serve(ctx, serving context.Context, pages *criu.PageServer) 
 	if err := m.entry.Step(stepServing); err != nil {
 		return err
 	}
-	stream, err := m.session.Open(streamPages)
+	stream, err := m.session.OpenBulk(streamPages)
 	if err != nil {
 		return err
 	}
+	pages.ReadFrom(m.plan.tasks)
 	served := make(chan error, 1)
 	go func() { served <- pages.Serve(serving, stream) }()
 	if err := m.handOver(ctx); err != nil {

@@ -131,7 +131,7 @@ func (m *migration) resumeAs(state string) (*wire.Stream, error) {
 		if state == recordRunning {
 			return nil, nil
 		}
-		return m.session.Open(streamPages)
+		return m.session.OpenBulk(streamPages)
 	case recordAborted:
 		if m.entry.Operation.Step == stepHanded {
 			return nil, errLost // it has run there, whatever is said now

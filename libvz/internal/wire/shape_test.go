@@ -234,8 +234,9 @@ func FuzzPacked(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58, 0x19, 0x00, 0x00, 'a', 'b', 'c'})
 	f.Add([]byte("plain"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		stream, err := (&Session{compression: Zstd, alive: context.Background()}).newStream(&smux.Stream{}, header{})
-		if err != nil {
+		s := &Session{compression: Zstd, alive: context.Background()}
+		stream := s.streamOf(&smux.Stream{}, header{})
+		if err := s.fit(stream); err != nil {
 			t.Fatal(err)
 		}
 		in := bytes.NewReader(data)
@@ -247,7 +248,7 @@ func FuzzPacked(f *testing.F) {
 			t.Fatal(err)
 		}
 		const most = 64 << 20
-		_, err = io.Copy(io.Discard, io.LimitReader(stream, most))
+		_, err := io.Copy(io.Discard, io.LimitReader(stream, most))
 		if err != nil && stream.cut == nil && !errors.Is(err, ErrProtocol) {
 			t.Fatalf("an error of another kind: %v", err)
 		}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +22,10 @@ type Stream struct {
 	Args []string
 
 	raw    *smux.Stream
-	out    io.Writer // raw, or what holds it up
+	in     io.Reader       // raw, or what comes in bulk
+	out    io.Writer       // raw, or what goes in bulk; or what holds it up
+	bulk   *bulk           // in, if it is that
+	ctx    context.Context // ends with the stream, or the connection
 	cancel context.CancelFunc
 	// Both nil: it is not compressed.
 	packed *zstd.Encoder
@@ -33,6 +37,7 @@ type Stream struct {
 type header struct {
 	Kind string   `json:"kind"`
 	Args []string `json:"args,omitempty"`
+	Bulk bool     `json:"bulk,omitempty"`
 }
 
 // headerPatience is how long a stream that is open may take to say its kind.
@@ -40,15 +45,33 @@ const headerPatience = 10 * time.Second
 
 // Open opens a stream of some kind to the other side.
 func (s *Session) Open(kind string, args ...string) (*Stream, error) {
+	return s.open(header{Kind: kind, Args: args})
+}
+
+// OpenBulk opens a stream for more than all others carry together. There must be no
+// other one, and the other side must read all that comes on it at once: so it should have
+// asked for it before. What that side writes goes as on any stream.
+func (s *Session) OpenBulk(kind string) (*Stream, error) {
+	return s.open(header{Kind: kind, Bulk: true})
+}
+
+func (s *Session) open(h header) (*Stream, error) {
 	raw, err := s.mux.OpenStream()
 	if err != nil {
 		return nil, lost(err)
 	}
-	if err := writeFrame(raw, header{kind, args}); err != nil {
+	if err := writeFrame(raw, h); err != nil {
 		raw.Close()
 		return nil, lost(err)
 	}
-	return s.newStream(raw, header{kind, args})
+	stream := s.streamOf(raw, h)
+	if h.Bulk {
+		stream.out = &bulkWriter{stream.ctx, s.conn}
+	}
+	if err := s.fit(stream); err != nil {
+		return nil, err
+	}
+	return stream, nil
 }
 
 // Accept waits for the next stream that the other side opens.
@@ -69,19 +92,33 @@ func (s *Session) Accept() (*Stream, error) {
 		raw.Close()
 		return nil, err
 	}
-	return s.newStream(raw, h)
+	stream := s.streamOf(raw, h)
+	if h.Bulk {
+		if stream.bulk, err = s.conn.acceptBulk(raw); err != nil {
+			stream.Close()
+			return nil, err
+		}
+		stream.in = stream.bulk
+	}
+	if err := s.fit(stream); err != nil {
+		return nil, err
+	}
+	return stream, nil
 }
 
-// newStream gives a stream the session's shape.
-func (s *Session) newStream(raw *smux.Stream, h header) (*Stream, error) {
-	stream := &Stream{Conn: raw, Kind: h.Kind, Args: h.Args, raw: raw, out: raw}
-	var ctx context.Context
-	ctx, stream.cancel = context.WithCancel(s.alive)
+func (s *Session) streamOf(raw *smux.Stream, h header) *Stream {
+	stream := &Stream{Conn: raw, Kind: h.Kind, Args: h.Args, raw: raw, in: raw, out: raw}
+	stream.ctx, stream.cancel = context.WithCancel(s.alive)
+	return stream
+}
+
+// fit gives a stream the session's shape, or closes it.
+func (s *Session) fit(stream *Stream) error {
 	if s.limiter != nil {
-		stream.out = &limited{ctx: ctx, to: raw, limiter: s.limiter}
+		stream.out = &limited{ctx: stream.ctx, to: stream.out, limiter: s.limiter}
 	}
 	if s.compression == "" {
-		return stream, nil
+		return nil
 	}
 	var err error
 	stream.packed, err = zstd.NewWriter(stream.out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(zstdWindow))
@@ -91,16 +128,16 @@ func (s *Session) newStream(raw *smux.Stream, h header) (*Stream, error) {
 	}
 	if err != nil {
 		stream.Close()
-		return nil, fmt.Errorf("compression of a stream: %w", err)
+		return fmt.Errorf("compression of a stream: %w", err)
 	}
-	return stream, nil
+	return nil
 }
 
 // Read reads what the other side wrote. What is no compressed data, where it should
 // be, is ErrProtocol.
 func (s *Stream) Read(b []byte) (int, error) {
 	if s.plain == nil {
-		return s.raw.Read(b)
+		return s.in.Read(b)
 	}
 	n, err := s.plain.Read(b)
 	if err != nil && s.cut == nil {
@@ -110,7 +147,7 @@ func (s *Stream) Read(b []byte) (int, error) {
 }
 
 func (s *Stream) readPacked(b []byte) (int, error) {
-	n, err := s.raw.Read(b)
+	n, err := s.in.Read(b)
 	s.cut = err
 	return n, err
 }
@@ -129,6 +166,20 @@ func (s *Stream) Write(b []byte) (int, error) {
 		err = s.packed.Flush()
 	}
 	return n, err
+}
+
+// SetReadDeadline is that of net.Conn.
+func (s *Stream) SetReadDeadline(t time.Time) error {
+	if s.bulk != nil {
+		s.bulk.until.set(t)
+		return nil
+	}
+	return s.raw.SetReadDeadline(t)
+}
+
+// SetDeadline is that of net.Conn.
+func (s *Stream) SetDeadline(t time.Time) error {
+	return errors.Join(s.SetReadDeadline(t), s.raw.SetWriteDeadline(t))
 }
 
 // CloseWrite tells the other side that no more comes; it may still answer.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/xtaci/smux"
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -78,6 +79,7 @@ func New(conn io.ReadWriteCloser, role Role) (*Session, error) {
 		conn.Close()
 		return nil, err
 	}
+	widen(conn)
 	l := &link{ReadWriteCloser: conn, failed: make(chan struct{})}
 	config := smux.DefaultConfig()
 	config.Version = 2 // with a window for each stream: one that nobody reads holds up no other
@@ -101,12 +103,38 @@ func New(conn io.ReadWriteCloser, role Role) (*Session, error) {
 	return &Session{mux: mux, conn: l, role: role, alive: alive}, nil
 }
 
-// link notices the end of the connection under a session, and counts.
+// socketBuffer is how many bytes a unix socket takes that have not been read, so that the
+// two sides work at the same time. Those of the network find that out themselves.
+const socketBuffer = 1 << 20
+
+// widen makes the buffer of a unix socket so large. Without CAP_NET_ADMIN it stays as it is.
+func widen(conn io.ReadWriteCloser) {
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) { //nolint:errcheck // it is as good without
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer) //nolint:errcheck // likewise
+	})
+}
+
+// link notices the end of the connection under a session, counts, and has what is in bulk
+// go between the frames of the multiplexer, which alone reads it.
 type link struct {
 	io.ReadWriteCloser
-	failed chan struct{}
-	once   sync.Once
-	sent   atomic.Int64 // bytes
+	failed  chan struct{}
+	once    sync.Once
+	sent    atomic.Int64 // bytes
+	writing sync.Mutex   // one frame at a time
+	bulk    atomic.Pointer[bulk]
+	// Of the frame that the multiplexer reads: its head, and what is left of both.
+	head     [headSize]byte
+	headLeft []byte
+	left     int
 }
 
 func (l *link) note(n int, err error) (int, error) {
@@ -116,12 +144,33 @@ func (l *link) note(n int, err error) (int, error) {
 	return n, err
 }
 
-func (l *link) Read(b []byte) (int, error) { return l.note(l.ReadWriteCloser.Read(b)) }
+func (l *link) Read(b []byte) (int, error) {
+	if len(l.headLeft) == 0 && l.left == 0 {
+		if err := l.readHead(); err != nil {
+			return l.note(0, err)
+		}
+	}
+	if len(l.headLeft) > 0 {
+		n := copy(b, l.headLeft)
+		l.headLeft = l.headLeft[n:]
+		return n, nil
+	}
+	n, err := l.ReadWriteCloser.Read(b[:min(len(b), l.left)])
+	l.left -= n
+	return l.note(n, err)
+}
 
-func (l *link) Write(b []byte) (int, error) {
-	n, err := l.note(l.ReadWriteCloser.Write(b))
-	l.sent.Add(int64(n))
-	return n, err
+func (l *link) Write(b []byte) (int, error) { return l.write(b) }
+
+// write writes one frame. The parts of it go without being copied into one, where the
+// connection is a plain socket.
+func (l *link) write(parts ...[]byte) (int, error) {
+	buffers := net.Buffers(parts)
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	n, err := buffers.WriteTo(l.ReadWriteCloser)
+	l.sent.Add(n)
+	return l.note(int(n), err)
 }
 
 // vectored returns the link as one whose writes are gathered, if it is a plain socket:
@@ -139,10 +188,7 @@ type vectoredLink struct{ *link }
 
 // WriteBuffers writes all of v, and leaves v as it is.
 func (l *vectoredLink) WriteBuffers(v [][]byte) (int, error) {
-	buffers := append(net.Buffers{}, v...) // it is used up
-	n, err := buffers.WriteTo(l.ReadWriteCloser)
-	l.sent.Add(n)
-	return l.note(int(n), err)
+	return l.write(append([][]byte{}, v...)...) // it is used up
 }
 
 func (l *link) Close() error {
