@@ -16,12 +16,12 @@ import (
 // fetch gets pages until finish, over one connection after another.
 func (m *memory) fetch() {
 	defer close(m.idle)
-	room, err := unix.Mmap(-1, 0, piecePages*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	p, err := m.startPlacing()
 	if err != nil {
-		m.fail(os.NewSyscallError("mmap", err))
+		m.fail(err)
 		return
 	}
-	defer unix.Munmap(room) //nolint:errcheck // it was mapped
+	defer p.stop()
 	for {
 		m.mu.Lock()
 		m.tried = true
@@ -37,7 +37,7 @@ func (m *memory) fetch() {
 			}
 			return
 		}
-		err = m.talk(peer, room)
+		err = m.talk(peer, p)
 		if err == nil {
 			return
 		}
@@ -58,13 +58,13 @@ func isLost(err error) bool {
 
 // talk asks on a new connection for all that has no answer, and takes answers in until
 // that ends (an error), or finish is called (nil).
-func (m *memory) talk(peer net.Conn, room []byte) error {
+func (m *memory) talk(peer net.Conn, p *placing) error {
 	if err := m.takeUp(peer); err != nil {
 		peer.Close()
 		return err
 	}
 	for {
-		err := m.takeIn(peer, room)
+		err := m.takeIn(peer, p)
 		m.mu.Lock()
 		if m.over && (err != nil || len(m.asked) == 0) {
 			m.mu.Unlock()
@@ -100,8 +100,8 @@ func (m *memory) takeUp(peer net.Conn) error {
 	return nil
 }
 
-// takeIn reads one answer, and puts the pages in place.
-func (m *memory) takeIn(peer net.Conn, room []byte) error {
+// takeIn reads one answer, and has the pages put in place.
+func (m *memory) takeIn(peer net.Conn, p *placing) error {
 	var head pageMessage
 	if _, err := io.ReadFull(peer, head[:]); err != nil {
 		return lost{err}
@@ -113,8 +113,10 @@ func (m *memory) takeIn(peer net.Conn, room []byte) error {
 	if !fits {
 		return errForeignPages
 	}
+	room := <-p.free
 	data := room[:head.bytes()]
 	if _, err := io.ReadFull(peer, data); err != nil {
+		p.free <- room
 		return lost{err}
 	}
 	m.mu.Lock()
@@ -122,6 +124,7 @@ func (m *memory) takeIn(peer net.Conn, room []byte) error {
 	m.asked = m.asked[1:]
 	if m.over {
 		m.mu.Unlock()
+		p.free <- room
 		return nil
 	}
 	m.pace.answered(time.Since(a.since))
@@ -132,7 +135,55 @@ func (m *memory) takeIn(peer net.Conn, room []byte) error {
 	}
 	m.fill()
 	m.mu.Unlock()
-	return m.put(a, data)
+	p.full <- piece{a, data}
+	return nil
+}
+
+// placing puts pages in place while the next ones come.
+type placing struct {
+	free   chan []byte // each has room for the pages of an answer
+	full   chan piece  // whose data are in one of them
+	memory []byte      // of all
+	ended  chan struct{}
+}
+
+// piece is an answer.
+type piece struct {
+	asking
+	data []byte
+}
+
+// rooms is how many pieces there may be that are not in place: one that comes and one
+// that is being put.
+const rooms = 2
+
+func (m *memory) startPlacing() (*placing, error) {
+	size := piecePages * os.Getpagesize()
+	memory, err := unix.Mmap(-1, 0, rooms*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	p := &placing{free: make(chan []byte, rooms), full: make(chan piece, rooms), memory: memory, ended: make(chan struct{})}
+	for i := range rooms {
+		p.free <- memory[i*size:][:size:size]
+	}
+	go func() {
+		defer close(p.ended)
+		for got := range p.full {
+			if err := m.put(got.asking, got.data); err != nil {
+				m.fail(err)
+			}
+			p.free <- got.data[:size]
+		}
+	}()
+	return p, nil
+}
+
+// stop returns when all that has come is in place.
+func (p *placing) stop() {
+	close(p.full)
+	<-p.ended
+	unix.Munmap(p.memory) //nolint:errcheck // it was mapped
 }
 
 // wind bounds how long what is under way at the end is waited for.
