@@ -4,6 +4,9 @@
 //	                           it; each 100 ms a line in LOG: the time in
 //	                           milliseconds and the KiB that were written
 //	mover take SOCKET          read what is sent to a unix socket, once
+//	mover keep SOCKET MIB      likewise, so much of it, into memory that is new
+//	mover touch MIB            fill memory, and give it back: a hypervisor that had
+//	                           taken it away has given it again
 //	mover send SOCKET MIB      send that much, and wait until it has arrived
 package main
 
@@ -42,7 +45,36 @@ func run(args []string) error {
 		}
 		return hold(mib, rate, args[3])
 	case len(args) == 2 && args[0] == "take":
-		return take(args[1])
+		return take(args[1], func(conn net.Conn) error {
+			_, err := io.Copy(io.Discard, struct{ io.Reader }{conn})
+			return err
+		})
+	case len(args) == 3 && args[0] == "keep":
+		mib, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		mem, err := room(mib)
+		if err != nil {
+			return err
+		}
+		return take(args[1], func(conn net.Conn) error {
+			_, err := io.ReadFull(conn, mem)
+			return err
+		})
+	case len(args) == 2 && args[0] == "touch":
+		mib, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		mem, err := room(mib)
+		if err != nil {
+			return err
+		}
+		for i := 0; i < len(mem); i += page {
+			mem[i] = 1
+		}
+		return nil
 	case len(args) == 3 && args[0] == "send":
 		mib, err := strconv.Atoi(args[2])
 		if err != nil {
@@ -50,7 +82,7 @@ func run(args []string) error {
 		}
 		return send(args[1], int64(mib)<<20)
 	}
-	return errors.New("usage: mover hold MIB RATE LOG | take SOCKET | send SOCKET MIB")
+	return errors.New("usage: mover hold MIB RATE LOG | take SOCKET | keep SOCKET MIB | send SOCKET MIB | touch MIB")
 }
 
 // hold writes in ticks, and never catches up on those that it missed: what a
@@ -60,7 +92,7 @@ func hold(mib, rate int, path string) error {
 	if err != nil {
 		return err
 	}
-	mem, err := unix.Mmap(-1, 0, mib<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	mem, err := room(mib)
 	if err != nil {
 		return err
 	}
@@ -84,6 +116,11 @@ func hold(mib, rate int, path string) error {
 	}
 }
 
+// room is memory that nobody has touched.
+func room(mib int) ([]byte, error) {
+	return unix.Mmap(-1, 0, mib<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+}
+
 // fill makes pages that neither compress to nothing nor are all alike.
 func fill(mem []byte) {
 	x := uint64(88172645463325252)
@@ -97,7 +134,8 @@ func fill(mem []byte) {
 	}
 }
 
-func take(path string) error {
+// take takes one connection, and says when all has been read.
+func take(path string, read func(net.Conn) error) error {
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		return err
@@ -108,7 +146,7 @@ func take(path string) error {
 		return err
 	}
 	defer conn.Close()
-	if _, err := io.Copy(io.Discard, struct{ io.Reader }{conn}); err != nil {
+	if err := read(conn); err != nil {
 		return err
 	}
 	_, err = conn.Write([]byte{1})
