@@ -311,6 +311,7 @@ func (c *Container) dump(ctx context.Context, e *store.Entry, d *dumpPlan) (*Sta
 		switch s.Name {
 		case "pre-dump":
 			d.stopping = asked
+			d.export.beforeDump(d.opts.Images)
 		case criu.StageFrozen:
 			if d.opts.PreDump {
 				return d.refuseFrozen()

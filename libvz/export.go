@@ -50,6 +50,8 @@ type export struct {
 	private *archive.Folder
 	// logged says that CRIU's log in there is worth more than its room.
 	logged bool
+	// early compresses memory while CRIU writes it; nil = nobody does.
+	early *archive.Early
 	// failure is why the archive could not be written. CRIU then only says that
 	// it was not given consent.
 	failure error
@@ -162,6 +164,22 @@ func (x *export) openTarget(about archive.About) (err error) {
 	return err
 }
 
+// beforeDump has processors that CRIU leaves idle compress memory. An image with
+// pages only grows at its end (write_pages_loc in criu/page-xfer.c splices to where
+// the file ends, and pages of parents alone are given up by --auto-dedup), and none
+// of the changes that vzrun makes to images is to these.
+func (x *export) beforeDump(images string) {
+	x.early.Close() // what an attempt before this one has written is gone
+	x.early = nil
+	if x.options.Level == 0 || x.options.Layout || runtime.GOMAXPROCS(0) < 2 {
+		return
+	}
+	var err error
+	if x.early, err = archive.NewEarly(images, x.options.Level, criu.IsPages); err != nil {
+		x.early = nil // it takes longer without
+	}
+}
+
 // beginFrozen writes what has to be as it is while no task runs.
 func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
 	images, err := x.images(d)
@@ -172,7 +190,7 @@ func (x *export) beginFrozen(ctx context.Context, d *dumpPlan) error {
 	for _, i := range images {
 		plan.Images += i.size
 	}
-	options := archive.Options{Level: x.options.Level, Modified: d.manifest.Created, Progress: func(done, total int64) {
+	options := archive.Options{Level: x.options.Level, Early: x.early, Modified: d.manifest.Created, Progress: func(done, total int64) {
 		x.host.event(Event{ID: x.id, Step: "exporting", Done: done, Total: total})
 	}}
 	if x.options.Recipients != "" {
@@ -304,6 +322,7 @@ func (x *export) image(ctx context.Context, path string, i exportImage) error {
 // that goes on, the images can be read later.
 func (x *export) atPostDump(ctx context.Context, d *dumpPlan) error {
 	x.logged = false // CRIU has done its work
+	x.early.Stop()
 	x.failure = x.beginFrozen(ctx, d)
 	if x.failure == nil && !d.opts.LeaveRunning {
 		x.failure = x.finish(ctx, d)
@@ -342,6 +361,7 @@ func (x *export) privatePath() string {
 // discard leaves nothing of an archive that has not been committed, and no
 // private images. It is idempotent.
 func (x *export) discard() {
+	x.early.Close()
 	if x.writer != nil {
 		x.writer.Discard()
 	} else if x.target != nil {

@@ -30,6 +30,8 @@ type exporter interface {
 	// privatePath is the directory that the images are in until they are in the
 	// archive; "" where the caller keeps them.
 	privatePath() string
+	// beforeDump is called before CRIU writes the first image, in each attempt.
+	beforeDump(images string)
 	// atPostDump is called while the tasks are frozen and CRIU waits for consent.
 	atPostDump(ctx context.Context, d *dumpPlan) error
 	// afterDump is called when a guest that is left running runs again.
@@ -43,6 +45,7 @@ type exporter interface {
 type noExporter struct{}
 
 func (noExporter) privatePath() string                         { return "" }
+func (noExporter) beforeDump(string)                           {}
 func (noExporter) atPostDump(context.Context, *dumpPlan) error { return nil }
 func (noExporter) afterDump(context.Context, *dumpPlan) error  { return nil }
 func (noExporter) explain(err error) error                     { return err }

@@ -120,6 +120,37 @@ refused() {
 	still_running "$BUNDLE/rootfs"
 }
 
+@test "memory that is compressed while CRIU writes it is what CRIU has written" {
+	local file
+	BUNDLE=$(app_bundle "$ID" /memory 48 /log)
+	cp "$(build_command memory)" "$BUNDLE/rootfs/memory"
+	app_up "$BUNDLE" "$ID"
+	remembers
+	export_to "$VZ_TMP/save.tar.zst" --leave-running --image-path "$VZ_TMP/kept"
+	mkdir "$VZ_TMP/x"
+	tar -C "$VZ_TMP/x" --zstd -xf "$VZ_TMP/save.tar.zst"
+	for file in "$VZ_TMP"/kept/*.img; do
+		cmp "$file" "$VZ_TMP/x/checkpoint/${file##*/}"
+	done
+	(($(du -bc "$VZ_TMP"/x/checkpoint/pages-*.img | tail -n 1 | cut -f 1) > 48 << 20))
+	jq -r '.[] | "\(.sha256)  \(.name)"' "$VZ_TMP/x/vzrun.digests" >"$VZ_TMP/sums"
+	(cd "$VZ_TMP/x" && sha256sum --check --quiet "$VZ_TMP/sums")
+	export_to "$VZ_TMP/save.oci" --leave-running
+	vz checkpoint inspect --format json "$VZ_TMP/save.oci" | jq -e '.verified'
+	remembers
+	export_to "$VZ_TMP/last.tar.zst"
+	import_from "$VZ_TMP/last.tar.zst" --bundle "$BUNDLE"
+	remembers
+	[[ -z $(find "$VZ_TMP" -name '.*vzrun-*') ]]
+}
+
+# remembers waits for two more rounds of a guest that verifies its memory.
+remembers() {
+	wait_file "$BUNDLE/rootfs/log"
+	wait_lines "$BUNDLE/rootfs/log" $(($(wc -l <"$BUNDLE/rootfs/log") + 2))
+	! grep bad "$BUNDLE/rootfs/log"
+}
+
 @test "a container that is called inspect is checkpointed, not inspected" {
 	ID=inspect
 	counter_up

@@ -28,6 +28,8 @@ const maxWindow = 128 << 20
 type encoder struct {
 	io.Writer
 	layers []io.Closer // the outermost last
+	frames *frames     // what compresses; nil = nothing does
+	buffer []byte      // what is read into then
 	// abandon ends what works for it without writing what is left. It is
 	// idempotent, and does nothing after Close.
 	abandon func()
@@ -44,14 +46,32 @@ func encode(w io.Writer, level int, recipients []age.Recipient) (*encoder, error
 		e.Writer, e.layers = sealed, append(e.layers, sealed)
 	}
 	if level == 0 {
+		e.buffer = make([]byte, copySize)
 		return e, nil
 	}
 	z, err := newFrames(e.Writer, level)
 	if err != nil {
 		return nil, err
 	}
-	e.Writer, e.layers, e.abandon = z, append(e.layers, z), z.abandon
+	e.Writer, e.layers, e.frames, e.abandon = z, append(e.layers, z), z, z.abandon
 	return e, nil
+}
+
+// space is where the next bytes of the stream may be put, at least one: advance
+// says how many were. Between the two nothing else is written.
+func (e *encoder) space() []byte {
+	if e.frames != nil {
+		return e.frames.space()
+	}
+	return e.buffer
+}
+
+func (e *encoder) advance(n int) error {
+	if e.frames != nil {
+		return e.frames.advance(n)
+	}
+	_, err := e.Write(e.buffer[:n])
+	return err
 }
 
 // Close writes what is left, the innermost layer first.

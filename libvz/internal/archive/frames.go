@@ -33,12 +33,17 @@ type frames struct {
 // piece is a part of the stream on its way.
 type piece struct {
 	plain, packed []byte
-	done          chan struct{} // packed is there
+	done          chan struct{} // packed is there; nil = it was from the beginning
+}
+
+// newEncoder returns what compresses frames, so many at a time.
+func newEncoder(level, workers int) (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(workers))
 }
 
 func newFrames(to io.Writer, level int) (*frames, error) {
 	workers := runtime.GOMAXPROCS(0)
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithEncoderConcurrency(workers))
+	enc, err := newEncoder(level, workers)
 	if err != nil {
 		return nil, err
 	}
@@ -67,13 +72,17 @@ func (f *frames) compress() {
 func (f *frames) write() {
 	defer close(f.ended)
 	for p := range f.ordered {
-		<-p.done
+		if p.done != nil {
+			<-p.done
+		}
 		if f.failure() == nil {
 			if _, err := f.to.Write(p.packed); err != nil {
 				f.fail(err)
 			}
 		}
-		f.free <- p
+		if p.done != nil {
+			f.free <- p
+		}
 	}
 }
 
@@ -94,20 +103,41 @@ func (f *frames) fail(err error) {
 // Write returns the error of what was written before, too.
 func (f *frames) Write(data []byte) (int, error) {
 	for rest := data; len(rest) > 0; {
-		if f.piece == nil {
-			f.piece = <-f.free
-			if f.piece.plain == nil {
-				f.piece.plain = make([]byte, 0, frameSize)
-			}
-			f.piece.plain = f.piece.plain[:0]
-		}
-		n := min(len(rest), frameSize-len(f.piece.plain))
-		f.piece.plain = append(f.piece.plain, rest[:n]...)
-		if rest = rest[n:]; len(f.piece.plain) == frameSize {
-			f.send()
-		}
+		n := copy(f.space(), rest)
+		rest = rest[n:]
+		f.advance(n) //nolint:errcheck // see below
 	}
 	return len(data), f.failure()
+}
+
+// space and advance are those of encoder.
+func (f *frames) space() []byte {
+	if f.piece == nil {
+		f.piece = <-f.free
+		if f.piece.plain == nil {
+			f.piece.plain = make([]byte, 0, frameSize)
+		}
+		f.piece.plain = f.piece.plain[:0]
+	}
+	return f.piece.plain[len(f.piece.plain):frameSize]
+}
+
+func (f *frames) advance(n int) error {
+	f.piece.plain = f.piece.plain[:len(f.piece.plain)+n]
+	if len(f.piece.plain) == frameSize {
+		f.send()
+	}
+	return f.failure()
+}
+
+// insert puts a frame that was compressed elsewhere into the stream.
+func (f *frames) insert(packed []byte) error {
+	if f.piece != nil && len(f.piece.plain) > 0 {
+		f.send()
+	}
+	f.some = true
+	f.ordered <- &piece{packed: packed}
+	return f.failure()
 }
 
 func (f *frames) send() {
@@ -126,7 +156,7 @@ func (f *frames) Close() error {
 	if f.piece == nil && !f.some {
 		f.piece = <-f.free // even nothing is a frame
 	}
-	if f.piece != nil {
+	if f.piece != nil && (len(f.piece.plain) > 0 || !f.some) {
 		f.send()
 	}
 	f.stop()

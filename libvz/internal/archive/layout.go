@@ -122,6 +122,7 @@ type layout struct {
 	layer      *os.File
 	sum        hash.Hash
 	size       int64
+	pushed     pushed
 }
 
 func (l *layout) at(names ...string) string {
@@ -132,6 +133,7 @@ func (l *layout) wholeHash() hash.Hash { return sha256.New() }
 
 func (l *layout) Write(p []byte) (int, error) {
 	n, err := l.layer.Write(p)
+	l.pushed.push(l.layer, n)
 	l.sum.Write(p[:n])
 	l.size += int64(n)
 	return n, err

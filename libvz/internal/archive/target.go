@@ -71,6 +71,30 @@ type file struct {
 	*os.File
 	path   string
 	hidden string // its name until it is whole; "" = it has none
+	pushed pushed
+}
+
+func (f *file) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	f.pushed.push(f.File, n)
+	return n, err
+}
+
+// pushed is how much of a new file is on its way to the disk, and how much was
+// written. The file is to be synced, and so little is left to do then.
+type pushed struct{ begun, written int64 }
+
+// pushSize is how many bytes are sent on their way at a time.
+const pushSize = 8 << 20
+
+func (p *pushed) push(f *os.File, n int) {
+	p.written += int64(n)
+	if p.written-p.begun < pushSize {
+		return
+	}
+	// An error is what the sync finds, too.
+	unix.SyncFileRange(int(f.Fd()), p.begun, p.written-p.begun, unix.SYNC_FILE_RANGE_WRITE) //nolint:errcheck // see above
+	p.begun = p.written
 }
 
 func (f *file) wholeHash() hash.Hash { return nil }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
@@ -69,8 +68,8 @@ func (w *Writer) AddTrees(ctx context.Context) error {
 }
 
 func (w *Writer) addTree(ctx context.Context, t *Tree) error {
-	return w.member(t.Name, t.size, func(to io.Writer) error {
-		p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(to), content: w}
+	return w.member(t.Name, t.size, func(c *content) error {
+		p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(c), content: w}
 		err := p.pack()
 		if errors.Is(err, tar.ErrWriteTooLong) {
 			return fmt.Errorf("files in %s have changed meanwhile", t.Dir)

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,6 +26,9 @@ type Options struct {
 	// Progress is told how many bytes of members are written, of about how many; nil =
 	// nobody.
 	Progress func(done, total int64)
+	// Early is what was compressed of images before there was an archive for them;
+	// nil = nothing. It must have been stopped, and is used up.
+	Early *Early
 	// Modified is the time that members carry.
 	Modified time.Time
 }
@@ -44,8 +48,8 @@ type Documents struct{ Config, Spec, Network any }
 type Writer struct {
 	target  Target
 	encoder *encoder
-	frame   *frame
-	tar     *tar.Writer
+	frame   hash.Hash // of all that is no member's content
+	whole   hash.Hash // of everything, where a target wants it; else nil
 	options Options
 	trees   []*Tree
 	members []Member
@@ -53,24 +57,6 @@ type Writer struct {
 	total   int64
 	done    int64
 	buffer  []byte
-}
-
-// frame hashes what is no member's content on its way.
-type frame struct {
-	to      io.Writer
-	hash    hash.Hash
-	whole   hash.Hash // of everything, where a target wants it; else nil
-	content bool
-}
-
-func (f *frame) Write(p []byte) (int, error) {
-	if !f.content {
-		f.hash.Write(p)
-	}
-	if f.whole != nil {
-		f.whole.Write(p)
-	}
-	return f.to.Write(p)
 }
 
 // NewWriter looks at the trees of a plan, and begins an archive with its header.
@@ -86,9 +72,10 @@ func NewWriter(ctx context.Context, target Target, plan Plan, o Options) (*Write
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{target: target, encoder: enc, options: o, trees: plan.Trees, total: h.Bytes(), buffer: make([]byte, 1<<20)}
-	w.frame = &frame{to: enc, hash: sha256.New(), whole: target.wholeHash()}
-	w.tar = tar.NewWriter(w.frame)
+	w := &Writer{
+		target: target, encoder: enc, frame: sha256.New(), whole: target.wholeHash(), options: o, trees: plan.Trees,
+		total: h.Bytes(), buffer: make([]byte, copySize),
+	}
 	data, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
@@ -99,20 +86,49 @@ func NewWriter(ctx context.Context, target Target, plan Plan, o Options) (*Write
 	return w, nil
 }
 
+// copySize is how many bytes of a file are read at a time.
+const copySize = 1 << 20
+
 // frameMember writes a member whose content belongs to the frame.
 func (w *Writer) frameMember(name string, data []byte) error {
 	if err := w.header(name, int64(len(data))); err != nil {
 		return err
 	}
-	_, err := w.tar.Write(data)
-	if err == nil {
-		err = w.tar.Flush()
+	if err := w.framed(data); err != nil {
+		return err
 	}
+	return w.pad(int64(len(data)))
+}
+
+// framed writes what is no member's content.
+func (w *Writer) framed(p []byte) error {
+	w.frame.Write(p)
+	if w.whole != nil {
+		w.whole.Write(p)
+	}
+	_, err := w.encoder.Write(p)
 	return err
 }
 
+// pad fills up the last block of a member of size bytes.
+func (w *Writer) pad(size int64) error {
+	if over := size % blockSize; over > 0 {
+		return w.framed(make([]byte, blockSize-over))
+	}
+	return nil
+}
+
 func (w *Writer) header(name string, size int64) error {
-	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: w.options.Modified.Truncate(time.Second)})
+	return w.tarHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600})
+}
+
+func (w *Writer) tarHeader(h *tar.Header) error {
+	h.ModTime = w.options.Modified.Truncate(time.Second)
+	var blocks bytes.Buffer
+	if err := tar.NewWriter(&blocks).WriteHeader(h); err != nil {
+		return err
+	}
+	return w.framed(blocks.Bytes())
 }
 
 // AddDocuments writes what other programs read, and what the guest has deleted of the
@@ -158,8 +174,8 @@ func (w *Writer) AddLogs(read func(name string) ([]byte, error)) error {
 
 // add writes a small member.
 func (w *Writer) add(name string, data []byte) error {
-	return w.member(name, int64(len(data)), func(to io.Writer) error {
-		_, err := to.Write(data)
+	return w.member(name, int64(len(data)), func(c *content) error {
+		_, err := c.Write(data)
 		return err
 	})
 }
@@ -170,21 +186,21 @@ func (w *Writer) beginImages() error {
 		return nil
 	}
 	w.folder = true
-	err := w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: imagesFolder, Mode: 0o700, ModTime: w.options.Modified.Truncate(time.Second)})
-	if err == nil {
-		err = w.tar.Flush()
-	}
-	return err
+	return w.tarHeader(&tar.Header{Typeflag: tar.TypeDir, Name: imagesFolder, Mode: 0o700})
 }
 
-// AddImage writes an image of exactly size bytes from a file.
+// AddImage writes an image of exactly size bytes from a file. What Options.Early
+// has of that file is not read again.
 func (w *Writer) AddImage(ctx context.Context, name string, f *os.File, size int64) error {
 	if err := w.beginImages(); err != nil {
 		return err
 	}
 	name = imagesFolder + name
-	return w.member(name, size, func(to io.Writer) error {
-		return w.copyExactly(ctx, to, f, size, name)
+	return w.member(name, size, func(c *content) error {
+		if err := c.takeEarly(f); err != nil {
+			return err
+		}
+		return c.readAll(ctx, f, name)
 	})
 }
 
@@ -206,45 +222,112 @@ func (w *Writer) copyExactly(ctx context.Context, to io.Writer, from io.Reader, 
 			return err
 		}
 	}
-	if n, err := from.Read(w.buffer[:1]); n > 0 || (err != nil && !errors.Is(err, io.EOF)) {
+	return hasEnded(from, w.buffer, name)
+}
+
+// hasEnded tells of more than was announced.
+func hasEnded(from io.Reader, buffer []byte, name string) error {
+	if n, err := from.Read(buffer[:1]); n > 0 || (err != nil && !errors.Is(err, io.EOF)) {
 		return errors.Join(fmt.Errorf("%s has become longer", name), err)
 	}
 	return nil
 }
 
 // member writes one whose content fill writes.
-func (w *Writer) member(name string, size int64, fill func(io.Writer) error) error {
+func (w *Writer) member(name string, size int64, fill func(*content) error) error {
 	if err := w.header(name, size); err != nil {
 		return fmt.Errorf("archive %s: %w", name, err)
 	}
-	w.frame.content = true
-	sum := sha256.New()
-	err := fill(&contentWriter{w: w, sum: sum})
-	w.frame.content = false
+	c := &content{w: w, left: size, sum: sha256.New()}
+	err := fill(c)
+	if err == nil && c.left > 0 {
+		err = fmt.Errorf("%d bytes of it are missing", c.left)
+	}
 	if err == nil {
-		err = w.tar.Flush() // fails if size was wrong
+		err = w.pad(size)
 	}
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", name, err)
 	}
-	w.members = append(w.members, Member{Name: name, Size: size, SHA256: hex.EncodeToString(sum.Sum(nil))})
+	w.members = append(w.members, Member{Name: name, Size: size, SHA256: hex.EncodeToString(c.sum.Sum(nil))})
 	return nil
 }
 
-// contentWriter is where a member's content goes.
-type contentWriter struct {
-	w   *Writer
-	sum hash.Hash
+// content is where a member's content goes.
+type content struct {
+	w    *Writer
+	left int64 // what is still to come of it
+	sum  hash.Hash
 }
 
-func (c *contentWriter) Write(p []byte) (int, error) {
+func (c *content) Write(p []byte) (int, error) {
+	if int64(len(p)) > c.left {
+		return 0, tar.ErrWriteTooLong
+	}
+	c.hashed(p)
+	n, err := c.w.encoder.Write(p)
+	c.count(int64(n))
+	return n, err
+}
+
+func (c *content) hashed(p []byte) {
 	c.sum.Write(p)
-	n, err := c.w.tar.Write(p)
-	c.w.done += int64(n)
+	if c.w.whole != nil {
+		c.w.whole.Write(p)
+	}
+}
+
+func (c *content) count(n int64) {
+	c.left -= n
+	c.w.done += n
 	if c.w.options.Progress != nil {
 		c.w.options.Progress(c.w.done, c.w.total)
 	}
-	return n, err
+}
+
+// readAll reads what is left of a file to where it is compressed, without a copy.
+func (c *content) readAll(ctx context.Context, f *os.File, name string) error {
+	for c.left > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		space := c.w.encoder.space()
+		n, err := f.Read(space[:min(int64(len(space)), copySize, c.left)])
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s has become shorter", name)
+		}
+		if err != nil {
+			return err
+		}
+		c.hashed(space[:n])
+		if err := c.w.encoder.advance(n); err != nil {
+			return err
+		}
+		c.count(int64(n))
+	}
+	return hasEnded(f, c.w.buffer, name)
+}
+
+// takeEarly writes what was compressed of a file while that was written, and has
+// the rest of it read.
+func (c *content) takeEarly(f *os.File) error {
+	if c.w.encoder.frames == nil || c.w.whole != nil {
+		return nil
+	}
+	frames, err := c.w.options.Early.take(f, c.left)
+	if err != nil || len(frames) == 0 {
+		return err
+	}
+	for _, frame := range frames {
+		if err := c.w.encoder.frames.insert(frame.packed); err != nil {
+			return err
+		}
+		frame.packed = nil // memory is free as soon as it is written
+		c.count(earlySize)
+	}
+	c.sum = frames[len(frames)-1].sum
+	_, err = f.Seek(int64(len(frames))*earlySize, io.SeekStart)
+	return err
 }
 
 // Commit ends the archive and makes it durable under its name, as far as its
@@ -257,17 +340,17 @@ func (w *Writer) Commit() (string, error) {
 	if err := w.frameMember(digestsName, data); err != nil {
 		return "", err
 	}
-	id := hex.EncodeToString(w.frame.hash.Sum(nil))
+	id := hex.EncodeToString(w.frame.Sum(nil))
 	if err := w.frameMember(endName, []byte(id)); err != nil {
 		return "", err
 	}
-	if err := w.tar.Close(); err != nil {
+	if err := w.framed(make([]byte, 2*blockSize)); err != nil { // the end of a tar
 		return "", err
 	}
 	if err := w.encoder.Close(); err != nil {
 		return "", err
 	}
-	return id, w.target.commit(w.frame.whole)
+	return id, w.target.commit(w.whole)
 }
 
 // Discard leaves nothing of an archive that was not committed; after Commit

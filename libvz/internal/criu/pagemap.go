@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 
 	protobuf "github.com/aperturerobotics/protobuf-go-lite"
 )
@@ -21,6 +22,12 @@ const (
 	pagemapLazy    = 1 << 1
 	pagemapPresent = 1 << 2
 )
+
+// IsPages tells whether an image of this name holds pages, and nothing else. CRIU
+// appends to such a file and never goes back in it.
+func IsPages(name string) bool {
+	return strings.HasPrefix(name, "pages-") && strings.HasSuffix(name, ".img")
+}
 
 // pagemap is an image that says which pages a task had.
 type pagemap struct {
