@@ -805,7 +805,7 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 	wait_guest "$ID"
 	listen_b
 	listen_a
-	# pgbench runs from here.
+	# They go on although the files that they are run from are gone with the first move.
 	for name in postgres postgres_inside ssh python; do
 		"${name}_begin"
 	done
@@ -816,7 +816,7 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 		client_goes_on postgres postgres_inside ssh python
 	done
 	download_begin
-	run -0 on a lazy-migrate --keep-source "$ID" "unix://$T/b"
+	run -0 on a lazy-migrate "$ID" "unix://$T/b"
 	echo "$output"
 	HOST=b BUNDLE=$(bundles)/$ID
 	client_goes_on "${names[@]}"
