@@ -34,9 +34,10 @@ const StageFrozen = "frozen"
 const attempts = 5
 
 // attemptPause is for how long the guest runs before the second attempt, twice as long
-// before each further one: whoever was about to take what was in the way has to get a
-// processor, and nothing tells when it has. Frozen as fast as we do it, a guest on a busy
-// machine had the same message in a socket five times.
+// before each further one, and no less than half of what the last one took: whoever was
+// about to take what was in the way has to get a processor, and nothing tells when it has.
+// Frozen as fast as we do it, a guest on a busy machine had the same message in a socket
+// five times; and where a machine is emulated, all takes ten times as long.
 const attemptPause = 20 * time.Millisecond
 
 // GhostLimit is the size in bytes above which CRIU refuses an open file that has
@@ -135,7 +136,9 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 		defer o.freezer.close()
 	}
 	for n := 1; ; n++ {
+		begun := time.Now()
 		err := dumpOnce(ctx, o)
+		took := time.Since(begun)
 		if err == nil {
 			s, err := readStats(o.Work, true)
 			if err != nil {
@@ -154,7 +157,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Stats, error) {
 			return nil, err
 		}
 		select {
-		case <-time.After(attemptPause << (n - 1)):
+		case <-time.After(max(attemptPause<<(n-1), took/2)):
 		case <-ctx.Done():
 			return nil, err
 		}
