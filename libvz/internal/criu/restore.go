@@ -97,6 +97,8 @@ func (r *Restorer) Pid() int { return r.server.cmd.Process.Pid }
 // Close ends a criu that has not been told to restore anything. It is idempotent.
 func (r *Restorer) Close() {
 	if r.server != nil {
+		// It would complain, on its stderr, that nobody tells it anything.
+		r.server.kill()  //nolint:errcheck // it may have ended
 		r.server.close() //nolint:errcheck // it has done nothing
 		r.server = nil
 	}
