@@ -172,7 +172,7 @@ postgres_tables() {
 	END
 }
 
-bench_flags=(--no-vacuum --username postgres --define n=0 --client 4 --time 36000 --log --rate 200)
+bench_flags=(--no-vacuum --username postgres --define n=0 --client 4 --time 36000 --log --rate "$((200 / ${VZ_SLOW:-1}))")
 
 postgres_begin() {
 	local dir=$CLIENTS/postgres program
