@@ -141,6 +141,8 @@ func (e *Early) Close() {
 	e.closed.Do(func() {
 		go func() {
 			e.work.Wait()
+			e.mu.Lock()
+			defer e.mu.Unlock()
 			for _, f := range e.files {
 				f.Close()
 			}

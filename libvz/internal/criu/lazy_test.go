@@ -81,16 +81,7 @@ func TestPageServerVerdicts(t *testing.T) {
 // CRIU ends the tasks when it hears a farewell or the end of its connection: it
 // must hear neither from the other side.
 func TestCriuHearsOnlyRequests(t *testing.T) {
-	l, err := (&DumpOptions{}).prepareLazy()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.close()
-	criu, err := net.FileConn(l.theirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer criu.Close()
+	l, criu := lazyServer(t)
 	peer, theirs := net.Pipe()
 	go func() {
 		theirs.Write(request(psGet))         //nolint:errcheck // the reader tells

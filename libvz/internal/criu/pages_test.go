@@ -92,19 +92,26 @@ func serveBytes(conn net.Conn, left int) {
 	}
 }
 
-// The page server's answers are read whole, whether or not anybody has them: the
-// next one who asks gets what it asked for.
-func TestPageServerAfterALostPeer(t *testing.T) {
+// lazyServer is a page server with the end of its socket that is CRIU's.
+func lazyServer(t *testing.T) (*lazyDump, net.Conn) {
+	t.Helper()
 	l, err := (&DumpOptions{}).prepareLazy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.close()
+	t.Cleanup(l.close)
 	criu, err := net.FileConn(l.theirs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer criu.Close()
+	t.Cleanup(func() { criu.Close() })
+	return l, criu
+}
+
+// The page server's answers are read whole, whether or not anybody has them: the
+// next one who asks gets what it asked for.
+func TestPageServerAfterALostPeer(t *testing.T) {
+	l, criu := lazyServer(t)
 	first, there := sockets(t)
 	deadline(t, criu, there)
 	served := make(chan error, 1)
@@ -152,16 +159,7 @@ func TestPageServerAfterALostPeer(t *testing.T) {
 
 // What can be read of a task CRIU is not asked for, and what cannot it is.
 func TestPageServerOfStoppedTasks(t *testing.T) {
-	l, err := (&DumpOptions{}).prepareLazy()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.close()
-	criu, err := net.FileConn(l.theirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer criu.Close()
+	l, criu := lazyServer(t)
 	size := os.Getpagesize()
 	memory, err := unix.Mmap(-1, 0, 4*size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
