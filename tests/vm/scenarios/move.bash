@@ -8,13 +8,7 @@ address=10.9.0.9
 
 step 'the link becomes a bridge for guests, and both sides take in what comes'
 bridge_link
-for node in a b; do
-	on "$node" 'sysctl -qw vm.unprivileged_userfaultfd=1
-		mkdir -p /etc/vzrun /root/logs
-		ln -s /etc/vzrun-test /etc/vzrun/tls
-		systemd-run --quiet --unit receive vzrun receive --listen tls://0.0.0.0:7878 --allow a --allow b
-		uname -r'
-done
+receive_tls
 
 step 'a guest boots on a'
 on a "mkdir -p $bundle
