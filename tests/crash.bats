@@ -45,6 +45,19 @@ crash_after() {
 	CRASHED=$((code == 137))
 }
 
+# took CMD... sets TOOK to the milliseconds that it takes.
+took() {
+	local began=${EPOCHREALTIME/./}
+	"$@"
+	TOOK=$(((${EPOCHREALTIME/./} - began) / 1000))
+}
+
+# crash_within MS VERB... is crash_after, at a moment drawn from so many milliseconds.
+crash_within() {
+	local ms=$((1 + RANDOM % $1)) # timeout takes 0 for never
+	crash_after "$((ms / 1000)).$(printf %03d $((ms % 1000)))" "${@:2}"
+}
+
 # crash_at DIR NAME VERB... starts vzrun and kills it when a file NAME appears
 # in DIR.
 crash_at() {
@@ -355,21 +368,26 @@ let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
 }
 
 @test "fifteen kills at random moments of checkpoint and restore lose no container" {
-	local i from seed=${VZ_SEED:-$RANDOM} crashes=0
-	echo "VZ_SEED=$seed repeats this"
+	local i from saving restoring seed=${VZ_SEED:-$RANDOM} crashes=0
+	echo "VZ_SEED=$seed draws the same moments"
 	RANDOM=$seed
 	counter_up
+	took vz checkpoint --image-path "$IMAGES" "$ID"
+	saving=$TOOK
+	vz delete --force "$ID"
+	took app_restore "$BUNDLE" "$ID" "$IMAGES"
+	restoring=$TOOK
 	for ((i = 0; i < 15; i++)); do
 		from=$IMAGES
 		if [[ $(status_of "$ID") == running ]]; then
 			IMAGES=$VZ_TMP/images-$i
-			crash_after "0.$(printf %03d $((20 + RANDOM % 450)))" checkpoint --image-path "$IMAGES" "$ID"
+			crash_within "$saving" checkpoint --image-path "$IMAGES" "$ID"
+			crashes=$((crashes + CRASHED))
 		fi
-		crashes=$((crashes + CRASHED))
 		# Half of the time it is restored whether or not it was to be killed.
 		if ((RANDOM % 2)) && [[ -e $IMAGES/vzrun.json ]] && ! has_status "$ID" running; then
 			vz delete --force "$ID"
-			crash_after "0.$(printf %03d $((20 + RANDOM % 450)))" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+			crash_within "$restoring" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
 			crashes=$((crashes + CRASHED))
 		fi
 		counter_lives
