@@ -139,10 +139,15 @@ nothing_in_the_way() {
 }
 
 @test "what CRIU saves is not in the way, such as deleted files of some size" {
-	local thing
+	local thing things=(fanotify pidfd memfd udp raw packet "netlink 15" unix mntns netns listener
+		"opath /bin/busybox" "open /dev/null" "deleted /srv/20") processes=16
 	hold_up "$ID"
-	for thing in fanotify pidfd memfd udp raw packet udplite "netlink 15" unix mntns netns listener \
-		"opath /bin/busybox" "open /dev/null" "deleted /srv/20"; do
+	# Linux 7.2 knows it no more.
+	if grep -q '^UDP-Lite ' /proc/net/protocols; then
+		things+=(udplite)
+		processes=17
+	fi
+	for thing in "${things[@]}"; do
 		# shellcheck disable=SC2086
 		hold $thing
 	done
@@ -150,7 +155,7 @@ nothing_in_the_way() {
 	vz checkpoint --image-path "$VZ_TMP/images" "$ID"
 	app_restore "$BUNDLE" "$ID" "$VZ_TMP/images"
 	# Some have a process more.
-	[[ $(hoarders | wc -l) == 17 ]]
+	[[ $(hoarders | wc -l) == "$processes" ]]
 }
 
 @test "files of the host, and ends of veth pairs in a third namespace, are in the way" {
