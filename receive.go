@@ -197,5 +197,8 @@ func pollable(fd int) *os.File {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		logrus.Debugf("descriptor %d: %v", fd, err)
 	}
+	// So that sshd writes on while this reads; an unprivileged pipe may have no more
+	// (pipe(7)), and what is no pipe stays as it is.
+	unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, 1<<20) //nolint:errcheck // see above
 	return os.NewFile(uintptr(fd), "stdio")
 }

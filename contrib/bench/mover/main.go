@@ -1,22 +1,30 @@
-// Command mover is what contrib/bench/migrate moves and compares with.
+// Command mover is what contrib/bench/migrate moves and compares with, and what
+// contrib/bench/checkpoint needs for bare CRIU.
 //
 //	mover hold MIB RATE LOG    fill memory, then write RATE MiB a second all over
 //	                           it; each 100 ms a line in LOG: the time in
 //	                           milliseconds and the KiB that were written
-//	mover take SOCKET          read what is sent to a unix socket, once
-//	mover keep SOCKET MIB      likewise, so much of it, into memory that is new
+//	mover take PLACE           read what is sent to a unix socket or tls://HOST:PORT, once
+//	mover keep PLACE MIB       likewise, so much of it, into memory that is new
 //	mover touch MIB            fill memory, and give it back: a hypervisor that had
 //	                           taken it away has given it again
-//	mover send SOCKET MIB      send that much, and wait until it has arrived
+//	mover send PLACE MIB       send that much, and wait until it has arrived
+//	mover give MIB             write that much to stdout
+//	mover idmap NS DIR PLACE   mount DIR at PLACE with the owners of a user namespace
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,8 +89,16 @@ func run(args []string) error {
 			return err
 		}
 		return send(args[1], int64(mib)<<20)
+	case len(args) == 2 && args[0] == "give":
+		mib, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return give(os.Stdout, int64(mib)<<20)
+	case len(args) == 4 && args[0] == "idmap":
+		return idmap(args[1], args[2], args[3])
 	}
-	return errors.New("usage: mover hold MIB RATE LOG | take SOCKET | keep SOCKET MIB | send SOCKET MIB | touch MIB")
+	return errors.New("usage: mover hold MIB RATE LOG | take PLACE | keep PLACE MIB | send PLACE MIB | give MIB | touch MIB | idmap NS DIR PLACE")
 }
 
 // hold writes in ticks, and never catches up on those that it missed: what a
@@ -135,12 +151,13 @@ func fill(mem []byte) {
 }
 
 // take takes one connection, and says when all has been read.
-func take(path string, read func(net.Conn) error) error {
-	l, err := net.Listen("unix", path)
+func take(place string, read func(net.Conn) error) error {
+	l, err := listen(place)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	fmt.Println("listening")
 	conn, err := l.Accept()
 	if err != nil {
 		return err
@@ -153,22 +170,80 @@ func take(path string, read func(net.Conn) error) error {
 	return err
 }
 
-func send(path string, size int64) error {
-	conn, err := net.Dial("unix", path)
+func listen(place string) (net.Listener, error) {
+	address, secret := strings.CutPrefix(place, "tls://")
+	if !secret {
+		return net.Listen("unix", place)
+	}
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(nil, template, template, public, private)
+	if err != nil {
+		return nil, err
+	}
+	return tls.Listen("tcp", address, &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: private}},
+	})
+}
+
+func dial(place string) (net.Conn, error) {
+	if address, secret := strings.CutPrefix(place, "tls://"); secret {
+		// Whose certificate it is makes no difference to the time.
+		return tls.Dial("tcp", address, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}) //nolint:gosec // see above
+	}
+	return net.Dial("unix", place)
+}
+
+func send(place string, size int64) error {
+	conn, err := dial(place)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	buffer := make([]byte, 1<<20)
-	fill(buffer)
-	for ; size > 0; size -= int64(len(buffer)) {
-		if _, err := conn.Write(buffer[:min(size, int64(len(buffer)))]); err != nil {
-			return err
-		}
+	if err := give(conn, size); err != nil {
+		return err
 	}
-	if err := conn.(*net.UnixConn).CloseWrite(); err != nil {
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		return err
 	}
 	_, err = io.ReadFull(conn, make([]byte, 1))
 	return err
+}
+
+// give writes a megabyte again and again.
+func give(w io.Writer, size int64) error {
+	buffer := make([]byte, 1<<20)
+	fill(buffer)
+	for ; size > 0; size -= int64(len(buffer)) {
+		if _, err := w.Write(buffer[:min(size, int64(len(buffer)))]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// idmap is `mount --bind --options X-mount.idmap=NS DIR PLACE` of a newer util-linux
+// than Debian 12's.
+func idmap(ns, dir, place string) error {
+	userns, err := os.Open(ns)
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open_tree %s: %w", dir, err)
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("mount_setattr %s: %w", dir, err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, place, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("move_mount %s: %w", place, err)
+	}
+	return nil
 }

@@ -168,6 +168,7 @@ func TestPace(t *testing.T) {
 	} {
 		var p pace
 		p.begin()
+		now := time.Unix(1000, 0)
 		for range 500 {
 			if p.piece() <= 0 || p.piece() > p.window {
 				t.Fatalf("%s: pieces of %d in a window of %d", c.name, p.piece(), p.window)
@@ -175,10 +176,43 @@ func TestPace(t *testing.T) {
 			// A window under way fills the connection from some size on.
 			trip := float64(c.tripMS) / 1000
 			queue := max(float64(p.window)/float64(c.bandwidth), trip)
-			p.answered(time.Duration((queue + 0.0001) * float64(time.Second)))
+			asked := now
+			now = now.Add(time.Duration((queue + 0.0001) * float64(time.Second)))
+			p.answered(asked, now)
 		}
 		if p.window < c.atLeast || p.window > c.atMost {
 			t.Errorf("%s: a window of %d", c.name, p.window)
 		}
+	}
+}
+
+// A machine that stands still for a while holds up all that is under way.
+func TestPaceAfterAStandstill(t *testing.T) {
+	var p pace
+	p.begin()
+	now := time.Unix(1000, 0)
+	for range 100 {
+		p.answered(now, now.Add(time.Millisecond))
+		now = now.Add(time.Millisecond)
+	}
+	if p.window != windowMost {
+		t.Fatalf("a window of %d before", p.window)
+	}
+	asked := now
+	now = now.Add(time.Second)
+	for range mostAsked {
+		p.answered(asked, now)
+		now = now.Add(100 * time.Microsecond)
+	}
+	if p.window < windowMost*7/8 {
+		t.Errorf("a window of %d after one standstill", p.window)
+	}
+	for range 100 {
+		asked = now
+		now = now.Add(100 * time.Millisecond)
+		p.answered(asked, now)
+	}
+	if p.window != windowLeast {
+		t.Errorf("a window of %d where answers stay late", p.window)
 	}
 }

@@ -127,7 +127,7 @@ func (m *memory) takeIn(peer net.Conn, p *placing) error {
 		p.free <- room
 		return nil
 	}
-	m.pace.answered(time.Since(a.since))
+	m.pace.answered(a.since, time.Now())
 	if got < a.count {
 		t := m.tasks[a.task].aheadTask
 		first, _ := numberAt(t.ranges, a.address)

@@ -8,7 +8,7 @@ const (
 	// How much longer than the quickest answer one may take: a page for which a task
 	// waits has to wait behind all that is under way. Below shortQueue there may be
 	// more of it, above longQueue there must be less.
-	shortQueue, longQueue = 3 * time.Millisecond, 12 * time.Millisecond
+	shortQueue, longQueue = 8 * time.Millisecond, 12 * time.Millisecond
 )
 
 // pace says how much is asked for before a task waits for it. Not enough, and the connection is
@@ -17,21 +17,27 @@ const (
 type pace struct {
 	window   int // bytes
 	quickest time.Duration
+	narrowed time.Time // when the window was made smaller at last
 }
 
 // begin is called when a connection begins.
 func (p *pace) begin() { *p = pace{window: windowLeast} }
 
-// answered is told how long an answer took, from the request to its last byte.
-func (p *pace) answered(took time.Duration) {
+// answered is told when something was asked for, and when the last byte of the answer
+// came.
+func (p *pace) answered(asked, came time.Time) {
+	took := came.Sub(asked)
 	if p.quickest == 0 || took < p.quickest {
 		p.quickest = took
 	}
 	switch late := took - p.quickest; {
 	case late < shortQueue:
 		p.window = min(p.window+p.window/8, windowMost)
-	case late > longQueue:
+	case late > longQueue && asked.After(p.narrowed):
+		// What was asked for before was held up by the window that there was then:
+		// a moment in which a machine stood still counts once, not for each answer.
 		p.window = max(p.window-p.window/8, windowLeast)
+		p.narrowed = came
 	}
 }
 

@@ -2,8 +2,6 @@ package wire
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrTarget says that a destination is not written as one.
@@ -91,7 +92,29 @@ func dialSSH(u *url.URL, o DialOptions) (io.ReadWriteCloser, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start ssh: %w", err)
 	}
+	widenPipe(in)
+	widenPipe(out)
 	return &command{ReadCloser: out, WriteCloser: in, cmd: cmd}, nil
+}
+
+// pipeSize is how many bytes a pipe to ssh takes that have not been read: an unprivileged
+// user may have no more (pipe(7), pipe-max-size).
+const pipeSize = 1 << 20
+
+// widenPipe makes a pipe so large, so that its two ends work at the same time. One that
+// stays as it is will do.
+func widenPipe(end any) {
+	file, ok := end.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Control(func(fd uintptr) { //nolint:errcheck // see above
+		unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) //nolint:errcheck // see above
+	})
 }
 
 // command is a connection to a program's standard input and output.
@@ -118,73 +141,4 @@ func (c *command) Close() error {
 		}()
 	})
 	return nil
-}
-
-func dialTLS(ctx context.Context, u *url.URL, c Credentials) (io.ReadWriteCloser, error) {
-	config, err := c.config()
-	if err != nil {
-		return nil, err
-	}
-	config.ServerName = u.Hostname()
-	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", u.Host)
-	if err != nil {
-		return nil, err
-	}
-	return conn, nil
-}
-
-// ServeTLS makes an accepted connection one of mutual TLS. Without names that
-// are allowed nobody is.
-func ServeTLS(ctx context.Context, conn net.Conn, c Credentials) (io.ReadWriteCloser, error) {
-	if len(c.Allow) == 0 {
-		return nil, errors.New("no name of a peer is allowed")
-	}
-	config, err := c.config()
-	if err != nil {
-		return nil, err
-	}
-	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, config.RootCAs
-	server := tls.Server(conn, config)
-	if err := server.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("tls handshake: %w", err)
-	}
-	return server, nil
-}
-
-// config is the part of both sides.
-func (c *Credentials) config() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-	if err != nil {
-		return nil, fmt.Errorf("certificate: %w", err)
-	}
-	pem, err := os.ReadFile(c.CA)
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("certificate authority: no certificate in %s", c.CA)
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: roots,
-		VerifyConnection: func(s tls.ConnectionState) error { return checkName(s, c.Allow) },
-	}, nil
-}
-
-// checkName looks for an allowed name in the certificate of a peer, which has
-// been verified otherwise.
-func checkName(s tls.ConnectionState, allow []string) error {
-	if len(allow) == 0 {
-		return nil // a client: the host's name has been compared
-	}
-	if len(s.PeerCertificates) == 0 {
-		return errors.New("the peer has no certificate")
-	}
-	for _, name := range allow {
-		if s.PeerCertificates[0].VerifyHostname(name) == nil {
-			return nil
-		}
-	}
-	return fmt.Errorf("the peer's certificate is for %q, which is not allowed", s.PeerCertificates[0].DNSNames)
 }

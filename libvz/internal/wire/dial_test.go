@@ -1,10 +1,12 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -14,9 +16,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTargets(t *testing.T) {
@@ -115,6 +121,92 @@ func TestTLSAsksForNames(t *testing.T) {
 	}
 }
 
+// counted counts what is written to a socket.
+type counted struct {
+	net.Conn
+	writes atomic.Int64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(b)
+}
+
+// securePair is a connection of TLS within this process, and the socket below its client.
+func securePair(t *testing.T) (client, server io.ReadWriteCloser, below *counted) {
+	t.Helper()
+	creds := newAuthority(t).issue(t, "localhost")
+	creds.Allow = []string{"localhost"}
+	config, err := creds.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.ServerName = "localhost"
+	ours, theirs := unixPair(t)
+	below = &counted{Conn: ours}
+	served := make(chan error, 1)
+	go func() {
+		var err error
+		server, err = ServeTLS(t.Context(), theirs, creds)
+		served <- err
+	}()
+	client, err = secure(t.Context(), below, func(under net.Conn) *tls.Conn { return tls.Client(under, config) })
+	if err := errors.Join(err, <-served); err != nil {
+		t.Fatal(err)
+	}
+	return client, server, below
+}
+
+func TestAFrameOverTLSIsOneWrite(t *testing.T) {
+	client, server, below := securePair(t)
+	defer server.Close()
+	defer client.Close()
+	before := below.writes.Load()
+	l := &link{ReadWriteCloser: client, failed: make(chan struct{})}
+	want := bytes.Repeat([]byte("frame "), bulkSize/6)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := l.writeBulk(want)
+		wrote <- err
+	}()
+	got := make([]byte, headSize+len(want))
+	if _, err := io.ReadFull(server, got); err != nil || !bytes.Equal(got[headSize:], want) {
+		t.Fatalf("another frame came: %v", err)
+	}
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	if n := below.writes.Load() - before; n != 1 {
+		t.Errorf("%d writes", n)
+	}
+}
+
+// Who closes a connection does not wait for a writer to whom nobody listens.
+func TestTLSIsClosedBesideAWriter(t *testing.T) {
+	client, server, _ := securePair(t)
+	defer server.Close()
+	wrote := make(chan error, 1)
+	l := &link{ReadWriteCloser: client, failed: make(chan struct{})}
+	go func() {
+		var err error
+		for err == nil {
+			_, err = l.writeBulk(make([]byte, bulkSize))
+		}
+		wrote <- err
+	}()
+	stuck := client.(*secured).under
+	for stuck.mu.TryLock() { // until the socket is full
+		stuck.mu.Unlock()
+		runtime.Gosched()
+	}
+	began := time.Now()
+	client.Close()
+	<-wrote
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("closed after %v", took)
+	}
+}
+
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -172,4 +264,22 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// unixPair is two ends of a socket.
+func unixPair(t *testing.T) (net.Conn, net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		if ends[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	return ends[0], ends[1]
 }

@@ -168,7 +168,13 @@ func (l *link) write(parts ...[]byte) (int, error) {
 	buffers := net.Buffers(parts)
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	n, err := buffers.WriteTo(l.ReadWriteCloser)
+	var n int64
+	var err error
+	if conn, ok := l.ReadWriteCloser.(*secured); ok {
+		n, err = conn.writeTogether(buffers)
+	} else {
+		n, err = buffers.WriteTo(l.ReadWriteCloser)
+	}
 	l.sent.Add(n)
 	return l.note(int(n), err)
 }
