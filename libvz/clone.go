@@ -99,7 +99,7 @@ type cloning struct {
 	net        vnet.Cloned
 	dns        guest.DNS // the zero value leaves what its origin had
 	share      bool
-	briefLog   bool // of CRIU
+	briefLog   bool // of CRIU, which goes with the bundle
 	renewing   bool // the guest has been asked to make anew what must be unique
 	// unchanged waits for the answer to whether the origin's root is as it was; nil
 	// where the clone has a copy of it.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -136,7 +135,7 @@ func (m *migration) copyRound(ctx context.Context, n int) (*Round, error) {
 // a round consists of when it takes the next one, and not at the pages themselves.
 func forgetPages(dir string, files map[string]int64) error {
 	for name, size := range files {
-		if !strings.HasPrefix(name, "pages-") || size == 0 {
+		if !criu.IsPages(name) || size == 0 {
 			continue
 		}
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)

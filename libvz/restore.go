@@ -360,6 +360,9 @@ func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
 	var ce *criu.Error
 	switch {
 	case errors.As(err, &ce):
+		if r.clone != nil && r.clone.briefLog {
+			ce.Log = "" // it goes with the clone's bundle
+		}
 		return nil, withHint(ce.Remedy, "%w", err)
 	case err != nil:
 		return nil, err

@@ -328,6 +328,10 @@ has_key() { [[ $(host_net ssh-keyscan -T "$(slow 10)" -t ed25519 "$1" 2>/dev/nul
 	fails 2 'exclude each other' vz restore --clone-of "$IMAGES" --image-path "$IMAGES" "$ID"
 	fails 2 'exclude each other' vz restore --clone-of "$IMAGES" --lazy-pages "$ID"
 	fails 1 'is no checkpoint' vz restore --clone-of "$T" "$ID"
+	# CRIU's log went with the bundle, and is not named.
+	cp -a "$IMAGES" "$T/damaged"
+	dd if=/dev/zero of="$T/damaged/fdinfo-2.img" bs=8 count=1 conv=notrunc status=none
+	fails 1 'criu restore failed: [^(]*$' vz restore --detach --clone-of "$T/damaged" "$ID"
 	nothing_of "$ID"
 	clone "$ID"
 	fails 1 'already exists' vz restore --detach --clone-of "$IMAGES" "$ID"
