@@ -68,7 +68,7 @@ func (s *secured) writeTogether(parts net.Buffers) (int64, error) {
 // Close does not wait for a writer, nor does it say farewell beside one.
 func (s *secured) Close() error {
 	if !s.under.mu.TryLock() {
-		return s.under.Conn.Close()
+		return s.under.Close()
 	}
 	s.under.mu.Unlock()
 	return s.Conn.Close()
