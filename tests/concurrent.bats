@@ -17,7 +17,7 @@ setup() {
 teardown() { vz_teardown; }
 
 # Seconds that any call may take beside a hundred others on a small machine.
-patience=90
+patience=$((90 * ${VZ_SLOW:-1}))
 
 # at_once runs each line of stdin as arguments of vzrun, all at the same time,
 # and waits for them. $RESULTS gets one line for each: its exit code, its
