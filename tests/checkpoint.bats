@@ -39,6 +39,7 @@ teardown_file() {
 }
 
 setup() {
+	end_of_countdown
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"

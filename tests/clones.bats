@@ -38,6 +38,7 @@ teardown_file() {
 }
 
 setup() {
+	end_of_countdown
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	ID=$(new_id)

@@ -44,9 +44,17 @@ suite_teardown() {
 	assert_host_clean "$BATS_FILE_TMPDIR/host.before"
 }
 
+# end_of_countdown, in setup, lets bats 1.13 end the countdown of a test that fails. It has
+# its pid in a variable of a function that has been left by then, and waits for all of
+# $BATS_TEST_TIMEOUT (bats-core, issue 1206).
+end_of_countdown() {
+	[[ -z ${BATS_killer_pid:-} ]] || declare -g BATS_killer_pid=$BATS_killer_pid
+}
+
 # vz_setup gives each test its own state directory ($VZ_ROOT), its own place on
 # the real disk ($VZ_TMP, as /tmp may be a tmpfs) and a fresh id ($ID).
 vz_setup() {
+	end_of_countdown
 	VZ_ROOT=$(mktemp -d "/run/vzrun-test.$VZ_TAG.XXXXXX")
 	VZ_TMP=$(mktemp -d "/var/tmp/vzrun-test.$VZ_TAG.XXXXXX")
 	# Both are closed to others: no guest needs its bundle open.
@@ -90,6 +98,7 @@ shared_guest_ends() {
 }
 
 shared_test() {
+	end_of_countdown
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"

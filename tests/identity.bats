@@ -49,6 +49,7 @@ teardown_file() {
 }
 
 setup() {
+	end_of_countdown
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"
 }

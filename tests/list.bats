@@ -27,7 +27,10 @@ teardown_file() {
 	suite_teardown
 }
 
-setup() { VZ_SPAWNED=(); }
+setup() {
+	end_of_countdown
+	VZ_SPAWNED=()
+}
 
 teardown() {
 	local pid
