@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -203,10 +204,16 @@ func (c *Container) Start(context.Context) error {
 // time. SIGKILL ends a paused container too.
 func (c *Container) Signal(sig syscall.Signal) error {
 	err := c.lc.Signal(sig)
-	if errors.Is(err, libcontainer.ErrNotRunning) {
-		err = fmt.Errorf("%w: %w", ErrStatus, err)
+	if hasEnded(err) {
+		err = fmt.Errorf("%w: %w", ErrStatus, libcontainer.ErrNotRunning)
 	}
 	return fail("kill", c.id, err)
+}
+
+// hasEnded tells by the error of a signal whether the init had ended before, or ended
+// this moment.
+func hasEnded(err error) bool {
+	return errors.Is(err, libcontainer.ErrNotRunning) || errors.Is(err, os.ErrProcessDone)
 }
 
 // Kill sends sig to the init, or with all to every process of the container.

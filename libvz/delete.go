@@ -102,9 +102,7 @@ func (c *Container) end(ctx context.Context) error {
 		return fmt.Errorf("open init: %w", err)
 	}
 	defer unix.Close(fd)
-	// A process of ours may be known to have ended (os.ErrProcessDone).
-	err = c.lc.Signal(syscall.SIGKILL)
-	if err != nil && !errors.Is(err, libcontainer.ErrNotRunning) && !errors.Is(err, os.ErrProcessDone) {
+	if err := c.lc.Signal(syscall.SIGKILL); err != nil && !hasEnded(err) {
 		return err
 	}
 	if err := waitPidfd(ctx, fd); err != nil {

@@ -101,11 +101,10 @@ func (h *Host) endWithoutCgroup(id string) error {
 	if !config.RootlessCgroups || !config.Namespaces.IsPrivate(configs.NEWPID) {
 		return nil
 	}
-	err = lc.Signal(unix.SIGKILL)
-	if errors.Is(err, libcontainer.ErrNotRunning) {
-		return nil
+	if err := lc.Signal(unix.SIGKILL); !hasEnded(err) {
+		return err
 	}
-	return err
+	return nil
 }
 
 // pidsWithoutCgroup prefers a cgroup, should there be one.
