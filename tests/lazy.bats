@@ -77,14 +77,28 @@ goes_on() {
 # serve [FLAG...] starts a lazy checkpoint, whose pid is $HOME_PID, and waits until
 # memory can be asked for.
 serve() {
-	mkfifo "$VZ_TMP/status"
+	status_up
 	spawn "$VZ_TMP/checkpoint.log" "$VZRUN" --root "$VZ_HOME" checkpoint --lazy-pages --page-server "$ADDRESS" \
-		--status-fd 7 --image-path "$IMAGES" "$@" "$ID" 7<>"$VZ_TMP/status"
+		--status-fd 7 --image-path "$IMAGES" "$@" "$ID"
 	HOME_PID=$SPAWNED
-	timeout "$VZ_PATIENCE" head -c 1 "$VZ_TMP/status" >/dev/null || {
+	status_ready || {
 		cat "$VZ_TMP/checkpoint.log"
 		return 1
 	}
+}
+
+# status_up opens a pipe as descriptor 7, for --status-fd of what is spawned. It is open
+# here, too: what a writer says who closes it at once would be gone.
+status_up() {
+	mkfifo "$VZ_TMP/status"
+	exec 7<>"$VZ_TMP/status"
+	rm "$VZ_TMP/status"
+}
+
+# status_ready waits for the byte.
+status_ready() {
+	timeout "$VZ_PATIENCE" head -c 1 <&7 >/dev/null || return
+	exec 7>&-
 }
 
 # fetch starts the lazy restore, whose pid is $AWAY_PID.
@@ -175,10 +189,10 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 	rememberer
 	serve
 	mkdir "$VZ_TMP/work"
-	mkfifo "$VZ_TMP/ready"
+	status_up
 	spawn "$VZ_TMP/daemon" "$criu" lazy-pages --page-server --address "${ADDRESS%:*}" --port "${ADDRESS#*:}" \
-		--images-dir "$IMAGES" --work-dir "$VZ_TMP/work" --status-fd 7 7<>"$VZ_TMP/ready"
-	timeout "$VZ_PATIENCE" head -c 1 "$VZ_TMP/ready" >/dev/null
+		--images-dir "$IMAGES" --work-dir "$VZ_TMP/work" --status-fd 7
+	status_ready
 	app_launch --root "$VZ_AWAY" restore --detach --lazy-pages --bundle "$AWAY" --image-path "$IMAGES" --work-path "$VZ_TMP/work" "$ID"
 	ends "$HOME_PID" 0
 	goes_on
@@ -189,9 +203,9 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 	local criu=${CRIU:-/usr/local/libexec/vzrun/criu}
 	rememberer
 	mkdir "$VZ_TMP/pages"
-	mkfifo "$VZ_TMP/ready"
-	spawn "$VZ_TMP/server" "$criu" page-server --address "${ADDRESS%:*}" --port "${ADDRESS#*:}" --images-dir "$VZ_TMP/pages" --status-fd 7 7<>"$VZ_TMP/ready"
-	timeout "$VZ_PATIENCE" head -c 1 "$VZ_TMP/ready" >/dev/null
+	status_up
+	spawn "$VZ_TMP/server" "$criu" page-server --address "${ADDRESS%:*}" --port "${ADDRESS#*:}" --images-dir "$VZ_TMP/pages" --status-fd 7
+	status_ready
 	vz checkpoint --page-server "$ADDRESS" --image-path "$IMAGES" "$ID"
 	ends "$SPAWNED" 0
 	fails 1 'page server' vz restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
