@@ -99,7 +99,6 @@ type migration struct {
 	missing []int // of layers, at the other side
 	ours    error // why it went wrong, where it was not CRIU's doing
 	sent    sentFiles
-	moved   atomic.Int64 // bytes between the two rsync
 	last    lastPass
 }
 

@@ -2,11 +2,8 @@ package libvz
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -14,9 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -292,29 +287,4 @@ func TestFilePasses(t *testing.T) {
 			t.Errorf("%s: %d passes, not %d", tt.name, n, tt.passes)
 		}
 	}
-}
-
-func TestAPassThatGetsNowhereEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var moved atomic.Int64
-		err := whileMoving(t.Context(), &moved, stallAfter, func(ctx context.Context) error {
-			<-ctx.Done()
-			return context.Cause(ctx)
-		})
-		if !errors.Is(err, errStalled) || !errors.Is(err, errNotWhole) {
-			t.Errorf("a pass that stands still: %v", err)
-		}
-		// Whoever gets on, however slowly, is left alone.
-		err = whileMoving(t.Context(), &moved, stallAfter, func(ctx context.Context) error {
-			pipe := counting{io.Discard, &moved}
-			for range 10 {
-				time.Sleep(stallAfter * 3 / 4)
-				pipe.Write([]byte{1}) //nolint:errcheck // it cannot fail
-			}
-			return context.Cause(ctx)
-		})
-		if err != nil {
-			t.Errorf("a pass that gets on: %v", err)
-		}
-	})
 }

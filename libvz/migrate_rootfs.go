@@ -60,12 +60,9 @@ func (m *migration) sendFiles(ctx context.Context) error {
 	for {
 		m.stats.FilePasses++
 		began := time.Now()
-		err := whileMoving(ctx, &m.moved, stallAfter, m.sendPass)
+		err := m.sendPass(ctx)
 		again := passes.another(time.Since(began))
 		switch {
-		case errors.Is(err, errStalled):
-			m.c.host.warn(m.c.id, "%v: what is missing is sent when the guest is stopped, which takes longer", err)
-			return nil
 		case errors.Is(err, errNotWhole) && m.sent.any:
 			return nil // the last pass has what this one has not
 		case errors.Is(err, errNotWhole) && passes.n < mostPasses:
@@ -139,10 +136,6 @@ func (m *migration) sendListed(ctx context.Context, files, others []string) erro
 
 // sendLast sends what has changed since. Nothing moves now.
 func (m *migration) sendLast(ctx context.Context) error {
-	if !m.sent.any {
-		// What has been sent may have changed without a trace since.
-		return m.rsync(ctx, m.root, append(rsyncOptions(), "--ignore-times", "./", "vzrun:./"), nil)
-	}
 	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
 	if err != nil {
 		return err
@@ -202,12 +195,11 @@ func (m *migration) rsync(ctx context.Context, tree movedTree, args []string, in
 	}()
 	err = cmd.Wait()
 	ours.Close()
-	lost := <-relayed
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil && lost != nil:
+	if lost := <-relayed; err != nil && lost != nil {
 		return fmt.Errorf("send files: %w", lost)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("send files: rsync: %w: %s", err, lastLine(complaints.String()))
@@ -258,11 +250,11 @@ func (m *migration) relay(ours *net.UnixConn, tree movedTree) error {
 	defer stream.Close()
 	back := make(chan struct{})
 	go func() {
-		io.Copy(counting{ours, &m.moved}, stream) //nolint:errcheck // rsync notices what is missing
-		ours.CloseWrite()                         //nolint:errcheck // see above
+		io.Copy(ours, stream) //nolint:errcheck // rsync notices what is missing
+		ours.CloseWrite()     //nolint:errcheck // see above
 		close(back)
 	}()
-	n, err := io.Copy(counting{stream, &m.moved}, in)
+	n, err := io.Copy(stream, in)
 	atomic.AddInt64(&m.stats.Rootfs, n)
 	if err == nil {
 		err = ignoreClosed(stream.CloseWrite())
