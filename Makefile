@@ -18,7 +18,8 @@ VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknow
 # runc_nocriu: checkpoint and restore are vzrun's own. The rest keeps the static
 # binary free of libc's resolvers and of code that only makes manual pages.
 TAGS := runc_nocriu seccomp netgo osusergo
-LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION)
+# Without a build id, programs of two commits that change no code differ in their version only.
+LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static -X main.version=$(VERSION)
 # The tag lean leaves out of vzrun what only some verbs need; for these it becomes vzrun-full.
 LEAN_LDFLAGS := $(LDFLAGS) -X main.fullDir=$(LIBEXECDIR)
 # cgo for libcontainer/nsenter, which enters namespaces before Go starts threads.
@@ -68,8 +69,8 @@ bats: ## Integration tests (root); one suite with SUITE=name
 	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
 
 .PHONY: vmtest
-vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command
-	VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
+vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command, RESUME=1
+	VZRUN_VM_RESUME=$(RESUME) VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
 
 .PHONY: vmshort
 vmshort: ready ## A short part of vmtest: one lane, four suites (root)

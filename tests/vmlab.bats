@@ -146,6 +146,58 @@ no_job_left() { [[ -z $(find "$T/cache/vm" -name 'job.*') ]]; }
 	grep -qE '^# sid +all +2 passed, +2 failed, +2 skipped' <<<"$output"
 }
 
+@test "a run that is gone on with leaves out what has passed, and has changed in nothing" {
+	local resume=(env VZRUN_VM_RESUME=1 "$T/tests/vm/run" trixie one two)
+	play "echo \$(tar -xOf \$WORK/job ./job | grep -oE 'tests/run [a-z]+') >>$T/ran
+		if [[ -e $T/broken ]]; then $(brings 1..1 'not ok 1 holds'); else $(brings 1..1 'ok 1 holds'); fi"
+	ran() {
+		[[ $(sed 's/.* //' "$T/ran" 2>/dev/null | paste -sd ' ') == "$*" ]] || {
+			echo "ran, where '$*' should have:" && cat "$T/ran"
+			return 1
+		}
+		rm -f "$T/ran"
+	}
+	touch "$T/broken"
+	run ! "${resume[@]}"
+	ran one two
+	# What failed runs again, and all does where it is not asked for.
+	rm "$T/broken"
+	"${resume[@]}"
+	ran one two
+	"$T/tests/vm/run" trixie one two
+	ran one two
+	run "${resume[@]}"
+	ran
+	[[ ${lines[-1]} == '2 passed, 0 failed, 0 skipped' ]]
+	grep -qE "^# trixie +one +1 passed, +0 failed, +0 skipped +[0-9]+ s  passed $(date +%F) " <<<"$output"
+	# A suite changes, then vzrun, then a variable, then the lane's image.
+	echo '# more' >>"$T/tests/two.bats"
+	"${resume[@]}"
+	ran two
+	echo 'echo new' >"$VZRUN"
+	"${resume[@]}"
+	ran one two
+	VZ_TAGS=short "${resume[@]}"
+	ran one two
+	sed -i "s|state=$T/play|state=$T/other|" "$T/tests/vm/image.bash"
+	"${resume[@]}"
+	ran one two
+	no_job_left
+}
+
+@test "another version of the same vzrun is the same to it" {
+	play "touch $T/ran; $(brings 1..1 'ok 1 holds')"
+	printf '#!/bin/sh\necho vzrun version 1111111\n' >"$VZRUN"
+	"$T/tests/vm/run" trixie one
+	rm "$T/ran"
+	sed -i s/1111111/2222222/ "$VZRUN"
+	VZRUN_VM_RESUME=1 "$T/tests/vm/run" trixie one
+	[[ ! -e $T/ran ]]
+	sed -i s/echo/printf/ "$VZRUN"
+	VZRUN_VM_RESUME=1 "$T/tests/vm/run" trixie one
+	[[ -e $T/ran ]]
+}
+
 @test "a KVM that runs no kernel is not used" {
 	play 'echo 1 >"$WORK/said" 2>/dev/null; exit 1'
 	(
