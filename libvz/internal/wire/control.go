@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,17 +38,25 @@ type Control struct {
 	role   Role
 	mu     sync.Mutex
 	state  State
+	// heardLast says that the dialogue is over by a word of the other side.
+	heardLast atomic.Bool
 }
 
 // Control opens the dialogue: the source once, before any other stream, and the
 // destination waits for it.
 func (s *Session) Control() (*Control, error) {
+	stream, err := s.controlStream()
+	if err != nil {
+		return nil, err
+	}
+	c := &Control{stream: stream, role: s.role, state: Begin}
+	s.dialogue.Store(c)
+	return c, nil
+}
+
+func (s *Session) controlStream() (*Stream, error) {
 	if s.role == Source {
-		stream, err := s.Open(controlKind)
-		if err != nil {
-			return nil, err
-		}
-		return &Control{stream: stream, role: s.role, state: Begin}, nil
+		return s.Open(controlKind)
 	}
 	stream, err := s.Accept()
 	if err != nil {
@@ -55,7 +65,7 @@ func (s *Session) Control() (*Control, error) {
 	if stream.Kind != controlKind {
 		return nil, fmt.Errorf("%w: it began with a stream of kind %.32q", ErrProtocol, stream.Kind)
 	}
-	return &Control{stream: stream, role: s.role, state: Begin}, nil
+	return stream, nil
 }
 
 // State returns how far this side is.
@@ -109,6 +119,7 @@ func (c *Control) Receive(ctx context.Context) (*Message, error) {
 	if err := c.step(m.Kind, c.role != Source); err != nil {
 		return nil, err
 	}
+	c.heardLast.Store(c.State() == Over)
 	if m.Kind == Abort {
 		a := &Aborted{}
 		if err := m.Decode(a); err != nil {
@@ -117,6 +128,14 @@ func (c *Control) Receive(ctx context.Context) (*Message, error) {
 		return nil, a
 	}
 	return m, nil
+}
+
+// awaitEnd waits until the other side says no more, as Linger does, or is gone.
+func (c *Control) awaitEnd() {
+	if err := c.stream.SetReadDeadline(time.Now().Add(lingerPatience)); err != nil {
+		return
+	}
+	io.Copy(io.Discard, c.stream) //nolint:errcheck // however it ends
 }
 
 func (c *Control) step(kind Kind, bySource bool) error {

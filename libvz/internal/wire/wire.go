@@ -66,7 +66,8 @@ type Session struct {
 	conn *link
 	role Role
 	// alive ends with the connection.
-	alive context.Context
+	alive    context.Context
+	dialogue atomic.Pointer[Control]
 	// Of SetShape.
 	compression string
 	limiter     *rate.Limiter
@@ -241,14 +242,22 @@ const lingerPatience = 5 * time.Second
 // Linger waits until the other side has hung up. Who says the last word calls it
 // before Close: what has arrived when a connection ends need not be read any more.
 func (s *Session) Linger() {
+	if c := s.dialogue.Load(); c != nil {
+		c.stream.CloseWrite() //nolint:errcheck // a connection that is gone says as much
+	}
 	select {
 	case <-s.Lost():
 	case <-time.After(lingerPatience):
 	}
 }
 
-// Close ends the connection and all of its streams.
+// Close ends the connection and all of its streams. Where the other side has had the
+// last word it waits until that side knows that it has said it: of a connection that
+// ends meanwhile it could not tell.
 func (s *Session) Close() error {
+	if c := s.dialogue.Load(); c != nil && c.heardLast.Swap(false) {
+		c.awaitEnd()
+	}
 	err := s.mux.Close()
 	s.conn.Close() // a pipe that is closed already says so
 	return err

@@ -150,6 +150,86 @@ func TestLossAndCancellationEndAReceive(t *testing.T) {
 	}
 }
 
+// late is a connection that tells of the last word it has written only when it has
+// seen the other side hang up, or does not for a while.
+type late struct {
+	io.ReadWriteCloser
+	word     []byte
+	hungUp   chan struct{}
+	tooEarly chan bool
+}
+
+func (l *late) Read(b []byte) (int, error) {
+	n, err := l.ReadWriteCloser.Read(b)
+	if err != nil {
+		close(l.hungUp)
+	}
+	return n, err
+}
+
+func (l *late) Write(b []byte) (int, error) {
+	n, err := l.ReadWriteCloser.Write(b)
+	if bytes.Contains(b, l.word) {
+		select {
+		case <-l.hungUp:
+			l.tooEarly <- true
+		case <-time.After(200 * time.Millisecond):
+			l.tooEarly <- false
+		}
+	}
+	return n, err
+}
+
+func TestNobodyHangsUpWhileTheLastWordIsBeingSaid(t *testing.T) {
+	a, b := net.Pipe()
+	slow := &late{a, []byte("it is off"), make(chan struct{}), make(chan bool, 1)}
+	heard := make(chan error, 1)
+	go func() {
+		d, err := New(b, Destination)
+		if err != nil {
+			heard <- err
+			return
+		}
+		c, err := d.Control()
+		if err == nil {
+			_, err = c.Receive(t.Context())
+		}
+		var gone *Aborted
+		if err == nil {
+			_, err = c.Receive(t.Context())
+		}
+		if errors.As(err, &gone) {
+			err = nil
+		}
+		d.Close()
+		heard <- err
+	}()
+	s, err := New(slow, Source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c, err := s.Control()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Send(Offer, nil), c.Send(Abort, Aborted{Reason: "it is off"})); err != nil {
+		t.Errorf("what was heard was not known to be said: %v", err)
+	}
+	if <-slow.tooEarly {
+		t.Error("the other side hung up before the last word was said")
+	}
+	s.Linger()
+	select {
+	case <-s.Lost():
+	default:
+		t.Error("the other side did not hang up")
+	}
+	if err := <-heard; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestForeignersAreToldApart(t *testing.T) {
 	for _, text := range []string{
 		"SSH-2.0-OpenSSH_9.2 Debian", "bash: vzrun: command not found", "vzrun-migration/9\nxxxxxxxxxxxxx",
