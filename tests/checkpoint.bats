@@ -148,11 +148,12 @@ add_units() {
 		[Path]
 		PathModified=/srv/watched
 	END
-	unit watched.service enabled <<-'END'
+	# Its clock goes on while it is restored.
+	unit watched.service enabled <<-END
 		[Service]
 		Type=notify
-		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); $to = sockaddr_un($ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, $to); while (1) { send(S, "WATCHDOG=1", 0, $to); select(undef, undef, undef, 0.2) }'
-		WatchdogSec=30
+		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); \$to = sockaddr_un(\$ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, \$to); while (1) { send(S, "WATCHDOG=1", 0, \$to); select(undef, undef, undef, 0.2) }'
+		WatchdogSec=$(slow 30)
 	END
 	# For users' managers, too.
 	cp "$BUNDLE/rootfs/etc/systemd/system/watched.service" "$BUNDLE/rootfs/etc/systemd/user/"

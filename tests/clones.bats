@@ -92,12 +92,13 @@ new_origin() {
 		ExecStart=cp /run/vzrun/clone /srv/told
 	END
 	ln -s ../told.path "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
-	# One that systemd hears of only as long as it knows its main process.
-	cat >"$BUNDLE/rootfs/etc/systemd/system/watched.service" <<-'END'
+	# One that systemd hears of only as long as it knows its main process. Its clock goes
+	# on while it is restored.
+	cat >"$BUNDLE/rootfs/etc/systemd/system/watched.service" <<-END
 		[Service]
 		Type=notify
-		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); $to = sockaddr_un($ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, $to); while (1) { send(S, "WATCHDOG=1", 0, $to); select(undef, undef, undef, 0.2) }'
-		WatchdogSec=30
+		ExecStart=perl -MSocket -e 'socket(S, AF_UNIX, SOCK_DGRAM, 0); \$to = sockaddr_un(\$ENV{NOTIFY_SOCKET}); send(S, "READY=1", 0, \$to); while (1) { send(S, "WATCHDOG=1", 0, \$to); select(undef, undef, undef, 0.2) }'
+		WatchdogSec=$(slow 30)
 	END
 	cp "$BUNDLE/rootfs/etc/systemd/system/watched.service" "$BUNDLE/rootfs/etc/systemd/user/"
 	ln -s ../watched.service "$BUNDLE/rootfs/etc/systemd/system/multi-user.target.wants/"
