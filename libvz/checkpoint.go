@@ -279,7 +279,7 @@ func (c *Container) prepareDump(ctx context.Context, o CheckpointOptions) (*dump
 			Root: st.Config.Rootfs, Mounts: mounts,
 			ManageCgroups: o.ManageCgroups, TCPEstablished: o.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets,
 			ShellJob: o.ShellJob, FileLocks: o.FileLocks || d.system, LinkRemap: o.LinkRemap || d.system,
-			ConfigFile: c.criuConfig(), AutoDedup: o.AutoDedup, EmptyNet: o.EmptyNetwork,
+			ConfigFile: c.criuConfig(), AutoDedup: o.AutoDedup, EmptyNet: o.EmptyNetwork, Stalled: c.host.warnStalled(c.id),
 		},
 		Pid: st.InitProcessPid, Parent: o.ParentPath, Namespaces: namespaces, FreezeCgroup: freezer(st),
 		LeaveRunning: o.LeaveRunning, PreDump: o.PreDump, TCPSkipInFlight: o.TCPSkipInFlight,

@@ -406,7 +406,7 @@ func (r *revival) fillOptions(ctx context.Context, work string) error {
 		ManageCgroups:  o.ManageCgroups,
 		TCPEstablished: o.TCPEstablished || m.TCPEstablished, ExtUnixSockets: o.ExtUnixSockets || m.ExtUnixSockets,
 		ShellJob: o.ShellJob || m.ShellJob, FileLocks: o.FileLocks || system, LinkRemap: system,
-		AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork, Stage: r.stage,
+		AutoDedup: o.AutoDedup, EmptyNet: m.EmptyNetwork, Stage: r.stage, Stalled: r.host.warnStalled(r.id),
 	}
 	if r.clone != nil {
 		r.opts.TCPEstablished, r.opts.TCPClose, r.opts.BriefLog = false, true, r.clone.briefLog

@@ -32,6 +32,11 @@ func (r *revival) criuStarted(pid int) error {
 	return r.entry.Save()
 }
 
+// warnStalled returns what is to be told of a CRIU that does nothing.
+func (h *Host) warnStalled(id string) func(criu.Stall) {
+	return func(s criu.Stall) { h.warn(id, "%v", s) }
+}
+
 // abortGrace is how long a cancelled restore may go on until CRIU asks for
 // consent, and learns that there is none.
 const abortGrace = 10 * time.Second

@@ -319,6 +319,19 @@ over_or_not() {
 	end_well
 }
 
+@test "CRIU is stopped, and nobody there to see it" {
+	[[ ${VZ_FULL:-} == 1 ]] || skip "takes VZ_FULL=1: it is waited for, for five minutes"
+	subject
+	faulty network-lock told stop-criu checkpoint --image-path "$IMAGES" "$ID"
+	is_held
+	over_or_not
+	((CODE == 1))
+	grep -E 'warning: .*CRIU \(pid [0-9]+\) has done nothing for 1m0s; its log ends with: ' "$VZ_TMP/vzrun.log"
+	grep -E 'CRIU stood still: .* has done nothing for 5m0s; its log ends with: .*\(log: .*/dump.log\)$' "$VZ_TMP/vzrun.log"
+	as_before
+	end_well
+}
+
 @test "CRIU is stopped, and vzrun killed" {
 	subject
 	faulty network-lock told stop-criu checkpoint --image-path "$IMAGES" "$ID"

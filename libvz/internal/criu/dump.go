@@ -80,6 +80,9 @@ type Common struct {
 	Started func(pid int) error
 	// Stage is asked for consent at each of CRIU's stages; nil consents.
 	Stage func(Stage) error
+	// Stalled is told, once, of a CRIU that does nothing; nil = nobody. A dump is ended some
+	// minutes later, before it is consented to, with ErrStalled.
+	Stalled func(Stall)
 }
 
 // DumpOptions say what to dump and how. Zero values are off.
@@ -212,8 +215,11 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 		return err
 	}
 	err = o.dumpWith(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, lazy, inherit)
-	if err != nil {
-		return explain("dump", filepath.Join(o.Work, DumpLog), err)
+	switch log := filepath.Join(o.Work, DumpLog); {
+	case errors.Is(err, ErrStalled):
+		return &Error{Op: "dump", Log: log, Cause: err.Error(), Remedy: "try again", Err: err}
+	case err != nil:
+		return explain("dump", log, err)
 	}
 	return nil
 }
@@ -226,10 +232,19 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 	if err != nil {
 		return err
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	unwatched := s.watch(stallWatch{every: stallLook, log: filepath.Join(o.Work, DumpLog), tell: o.Stalled, end: end})
 	refused := false
 	stage := func(st Stage) (err error) {
 		// CRIU goes on to serve pages of a dump that was refused.
 		defer func() { refused = refused || err != nil }()
+		if st.Name == "post-dump" || st.Name == "status-ready" {
+			// Whoever consents may rely on it from here on.
+			if unwatched(); ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
 		if st.Name == "status-ready" && lazy != nil {
 			if refused {
 				return errors.New("refused before")
@@ -266,6 +281,10 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 	settled := s.abortAfter(ctx)
 	_, err = s.do(ctx, req, stage)
 	settled()
+	unwatched()
+	if stalled := context.Cause(ctx); err != nil && errors.Is(stalled, ErrStalled) {
+		err = stalled
+	}
 	// CRIU's answer says more than its exit status.
 	if closed := s.close(); closed != nil && err == nil {
 		err = fmt.Errorf("criu: %w", closed)

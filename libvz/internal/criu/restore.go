@@ -143,9 +143,10 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (int, *Stats, 
 	for _, c := range o.Cgroups {
 		opts.CgRoot = append(opts.CgRoot, &rpc.CgroupRoot{Ctrl: new(c.Controller), Path: new(c.Path)})
 	}
-	pid, err := r.ask(ctx, opts, o.Stage)
+	log := filepath.Join(o.Work, RestoreLog)
+	pid, err := r.ask(ctx, opts, o.Stage, stallWatch{every: stallLook, log: log, tell: o.Stalled})
 	if err != nil {
-		return 0, nil, explain("restore", filepath.Join(o.Work, RestoreLog), err)
+		return 0, nil, explain("restore", log, err)
 	}
 	s, err := readStats(o.Work, false)
 	if err != nil {
@@ -156,7 +157,7 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (int, *Stats, 
 }
 
 // ask has criu restore, and ends it.
-func (r *Restorer) ask(ctx context.Context, opts *rpc.CriuOpts, stage func(Stage) error) (pid int, retErr error) {
+func (r *Restorer) ask(ctx context.Context, opts *rpc.CriuOpts, stage func(Stage) error, watch stallWatch) (pid int, retErr error) {
 	init, running := 0, false // as CRIU's stages tell
 	s := r.server
 	r.server = nil
@@ -165,6 +166,7 @@ func (r *Restorer) ask(ctx context.Context, opts *rpc.CriuOpts, stage func(Stage
 			retErr = fmt.Errorf("criu: %w", err)
 		}
 	}()
+	defer s.watch(watch)()
 	if stage == nil {
 		stage = func(Stage) error { return nil }
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,6 +40,8 @@ func (s Stage) Then(fn func()) { *s.then = fn }
 type server struct {
 	cmd  *exec.Cmd
 	conn *net.UnixConn
+	// working says that it is CRIU's turn, and not its caller's.
+	working atomic.Bool
 }
 
 // serve starts criu, with inherit as its descriptors 4 and up. Its working environment is the caller's: a caller on a
@@ -187,6 +190,7 @@ func (s *server) send(req *rpc.CriuReq) error {
 	if err != nil {
 		return fmt.Errorf("encode criu request: %w", err)
 	}
+	s.working.Store(true)
 	if _, err := s.conn.Write(data); err != nil {
 		return fmt.Errorf("criu went away: %w", err)
 	}
@@ -196,6 +200,7 @@ func (s *server) send(req *rpc.CriuReq) error {
 func (s *server) receive() (*rpc.CriuResp, *os.File, error) {
 	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := s.conn.ReadMsgUnix(buf, oob)
+	s.working.Store(false)
 	if err != nil {
 		return nil, nil, fmt.Errorf("criu went away: %w", err)
 	}
