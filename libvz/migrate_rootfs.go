@@ -63,6 +63,9 @@ func (m *migration) sendFiles(ctx context.Context) error {
 		err := m.sendPass(ctx)
 		again := passes.another(time.Since(began))
 		switch {
+		case errors.Is(err, errHeldUp):
+			m.c.host.warn(m.c.id, "%v: what is missing is sent when the guest is stopped, which takes longer", err)
+			return nil
 		case errors.Is(err, errNotWhole) && m.sent.any:
 			return nil // the last pass has what this one has not
 		case errors.Is(err, errNotWhole) && passes.n < mostPasses:
@@ -136,6 +139,10 @@ func (m *migration) sendListed(ctx context.Context, files, others []string) erro
 
 // sendLast sends what has changed since. Nothing moves now.
 func (m *migration) sendLast(ctx context.Context) error {
+	if !m.sent.any {
+		// What has been sent may have changed without a trace since.
+		return m.rsync(ctx, m.root, append(rsyncOptions(), "--ignore-times", "./", "vzrun:./"), nil)
+	}
 	mapped, err := m.c.sharedMappings(m.root.dir, m.plan.opts.Pid)
 	if err != nil {
 		return err
@@ -170,6 +177,8 @@ func (m *migration) rsync(ctx context.Context, tree movedTree, args []string, in
 	}
 	defer ours.Close()
 	shell := fmt.Sprintf("/proc/%d/exe %s", os.Getpid(), RelayVerb)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	cmd := exec.CommandContext(ctx, "rsync", append([]string{"-e", shell}, args...)...)
 	cmd.Stdin = bytes.NewReader(input)
 	var complaints bytes.Buffer
@@ -184,6 +193,7 @@ func (m *migration) rsync(ctx context.Context, tree movedTree, args []string, in
 	if err != nil {
 		return fmt.Errorf("start rsync: %w", err)
 	}
+	go watchPipes(ctx, cmd.Process.Pid, pipesTick, end)
 	go func() {
 		err := m.relay(ours, tree)
 		if err != nil {
@@ -195,13 +205,13 @@ func (m *migration) rsync(ctx context.Context, tree movedTree, args []string, in
 	}()
 	err = cmd.Wait()
 	ours.Close()
-	if lost := <-relayed; err != nil && lost != nil {
-		return fmt.Errorf("send files: %w", lost)
-	}
-	if ctx.Err() != nil {
+	lost := <-relayed
+	switch {
+	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	}
-	if err != nil {
+	case err != nil && lost != nil:
+		return fmt.Errorf("send files: %w", lost)
+	case err != nil:
 		return fmt.Errorf("send files: rsync: %w: %s", err, lastLine(complaints.String()))
 	}
 	return nil

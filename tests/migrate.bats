@@ -459,6 +459,30 @@ killed() {
 	[[ $(ls "$(bundles)/$ID/rootfs/d") == b ]]
 }
 
+@test "files: a guest that puts a pipe in a file's place does not hold up its move" {
+	local dir watcher
+	small_guest
+	listen_b
+	dir=$BUNDLE/rootfs/d
+	mkdir "$dir"
+	head -c 64M /dev/urandom >"$T/a"
+	cp "$T/a" "$dir/a"
+	touch "$dir/z"
+	mkfifo "$dir/pipe"
+	spawn "$T/watch" inotifywait -e open "$dir/a"
+	watcher=$SPAWNED
+	wait_line "$T/watch" 'Watches established'
+	spawn "$T/migrate.log" on a lazy-migrate --mode cold "$ID" "unix://$T/b"
+	# rsync has listed both when it opens the first.
+	wait "$watcher"
+	mv "$dir/pipe" "$dir/z"
+	wait "$SPAWNED" || { cat "$T/migrate.log" && false; }
+	grep -q 'a pipe had taken the place of a file: what is missing is sent when the guest is stopped' "$T/migrate.log"
+	runs_at b
+	[[ -p $(bundles)/$ID/rootfs/d/z ]]
+	cmp "$T/a" "$(bundles)/$ID/rootfs/d/a"
+}
+
 # certificate NAME SAN makes $T/NAME.pem and its key, signed by $T/ca.pem.
 certificate() {
 	openssl req -newkey ed25519 -nodes -keyout "$T/$1.key" -out "$T/$1.csr" -subj "/CN=$1" 2>/dev/null
