@@ -72,6 +72,24 @@ teardown() { vz_teardown; }
 	fails 1 'does not exist' vz state "$ID"
 }
 
+@test "what is on its way in a paused container: the hint is to resume it" {
+	local bundle
+	bundle=$(app_bundle "$ID" /inflight message)
+	cp "$(build_command inflight)" "$bundle/rootfs/inflight"
+	app_up "$bundle" "$ID"
+	wait_file "$bundle/rootfs/ready"
+	vz pause "$ID"
+	fails 1 'a descriptor or credentials are on their way' vz checkpoint --image-path "$IMAGES" "$ID"
+	[[ ${stderr_lines[-1]} == 'hint: resume the container, pause it again '* ]]
+	[[ $(status_of "$ID") == paused ]]
+	vz resume "$ID"
+	fails 1 'a descriptor or credentials are on their way' vz checkpoint --image-path "$IMAGES" "$ID"
+	[[ ${stderr_lines[-1]} == 'hint: try again' ]]
+	vz kill "$ID" USR1
+	wait_file "$bundle/rootfs/arrived"
+	vz checkpoint --image-path "$IMAGES" "$ID"
+}
+
 @test "--auto-dedup gives the images back, and they are used up" {
 	local bundle before after
 	bundle=$(app_bundle "$ID" /memory 32 /log)
