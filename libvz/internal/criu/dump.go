@@ -224,10 +224,8 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 	return nil
 }
 
-// dumpWith sees one request for a dump through; it changes the images before it
-// lets the caller consent to them.
+// dumpWith sees one request for a dump through.
 func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazyDump, inherit []*os.File) error {
-	consent := o.Stage
 	s, err := o.serve([3]*os.File{}, inherit...)
 	if err != nil {
 		return err
@@ -235,8 +233,15 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	unwatched := s.watch(stallWatch{every: stallLook, log: filepath.Join(o.Work, DumpLog), tell: o.Stalled, end: end})
+	defer unwatched()
+	if o.PreDump { // which has no stages
+		if err := o.freeze(); err != nil {
+			return errors.Join(err, s.close(), o.freezer.thaw())
+		}
+	}
 	refused := false
-	stage := func(st Stage) (err error) {
+	settled := s.abortAfter(ctx)
+	_, err = s.do(ctx, req, func(st Stage) (err error) {
 		// CRIU goes on to serve pages of a dump that was refused.
 		defer func() { refused = refused || err != nil }()
 		if st.Name == "post-dump" || st.Name == "status-ready" {
@@ -252,34 +257,8 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 			lazy.begin(ctx, s.kill)
 			return nil
 		}
-		if st.Name == "post-dump" {
-			if err := errors.Join(mendExeLinks(o.Images), forgetSizes(o.Images, o.Unsized)); err != nil {
-				return err
-			}
-			if err := mendWatches(o.Images, o.Pid); err != nil {
-				return err
-			}
-			if err := nameWatches(o.Images, o.Pid); err != nil {
-				return err
-			}
-		}
-		if consent != nil {
-			if err := consent(st); err != nil {
-				return err
-			}
-		}
-		if st.Name == "pre-dump" {
-			return o.freeze()
-		}
-		return nil
-	}
-	if o.PreDump { // which has no stages
-		if err := o.freeze(); err != nil {
-			return errors.Join(err, s.close(), o.freezer.thaw())
-		}
-	}
-	settled := s.abortAfter(ctx)
-	_, err = s.do(ctx, req, stage)
+		return o.stage(st)
+	})
 	settled()
 	unwatched()
 	if stalled := context.Cause(ctx); err != nil && errors.Is(stalled, ErrStalled) {
@@ -293,6 +272,31 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 		err = lazy.wait(err)
 	}
 	return errors.Join(err, o.freezer.thaw())
+}
+
+// stage does what is to be done at one of CRIU's, and asks for consent: to images that
+// are changed before.
+func (o *DumpOptions) stage(st Stage) error {
+	if st.Name == "post-dump" {
+		if err := errors.Join(mendExeLinks(o.Images), forgetSizes(o.Images, o.Unsized)); err != nil {
+			return err
+		}
+		if err := mendWatches(o.Images, o.Pid); err != nil {
+			return err
+		}
+		if err := nameWatches(o.Images, o.Pid); err != nil {
+			return err
+		}
+	}
+	if o.Stage != nil {
+		if err := o.Stage(st); err != nil {
+			return err
+		}
+	}
+	if st.Name == "pre-dump" {
+		return o.freeze()
+	}
+	return nil
 }
 
 // freeze freezes the guest, where it can, and asks for consent then.
