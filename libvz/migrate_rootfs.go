@@ -326,7 +326,8 @@ func receiveRootfs(ctx context.Context, stream *wire.Stream, root string, args [
 		io.Copy(in, stream) //nolint:errcheck // rsync notices what is missing
 		in.Close()
 	}()
-	if err := cmd.Wait(); err != nil {
+	// It ends as the one that sends, which knows what has vanished meanwhile.
+	if err := cmd.Wait(); err != nil && !rsyncExit(err, rsyncVanished) {
 		return fmt.Errorf("receive files: rsync: %w: %s", err, lastLine(complaints.String()))
 	}
 	if err := finish(); err != nil {

@@ -459,7 +459,9 @@ killed() {
 	[[ $(ls "$(bundles)/$ID/rootfs/d") == b ]]
 }
 
-@test "files: a guest that puts a pipe in a file's place does not hold up its move" {
+# move_while CMD... moves a guest with the files d/a and d/z to b, and calls CMD when rsync
+# has listed both and opens the first.
+move_while() {
 	local dir watcher
 	small_guest
 	listen_b
@@ -467,20 +469,30 @@ killed() {
 	mkdir "$dir"
 	head -c 64M /dev/urandom >"$T/a"
 	cp "$T/a" "$dir/a"
-	touch "$dir/z"
-	mkfifo "$dir/pipe"
+	echo z >"$dir/z"
 	spawn "$T/watch" inotifywait -e open "$dir/a"
 	watcher=$SPAWNED
 	wait_line "$T/watch" 'Watches established'
 	spawn "$T/migrate.log" on a lazy-migrate --mode cold "$ID" "unix://$T/b"
-	# rsync has listed both when it opens the first.
 	wait "$watcher"
-	mv "$dir/pipe" "$dir/z"
+	(cd "$dir" && "$@")
 	wait "$SPAWNED" || { cat "$T/migrate.log" && false; }
-	grep -q 'a pipe had taken the place of a file: what is missing is sent when the guest is stopped' "$T/migrate.log"
 	runs_at b
-	[[ -p $(bundles)/$ID/rootfs/d/z ]]
 	cmp "$T/a" "$(bundles)/$ID/rootfs/d/a"
+}
+
+pipe_in_its_place() { mkfifo pipe && mv pipe z; }
+
+@test "files: a guest that puts a pipe in a file's place does not hold up its move" {
+	move_while pipe_in_its_place
+	grep -q 'a pipe had taken the place of a file: what is missing is sent when the guest is stopped' "$T/migrate.log"
+	[[ -p $(bundles)/$ID/rootfs/d/z ]]
+}
+
+@test "files: one that vanishes on the way is worth no word" {
+	move_while rm z
+	[[ ! -e $(bundles)/$ID/rootfs/d/z ]]
+	run ! grep warning "$T/migrate.log" "$T/receive.log"
 }
 
 # certificate NAME SAN makes $T/NAME.pem and its key, signed by $T/ca.pem.
