@@ -67,12 +67,13 @@ vz_teardown() {
 	for pid in "${VZ_SPAWNED[@]}"; do
 		kill -KILL "$pid" 2>/dev/null || true
 	done
-	[[ -d $VZ_ROOT ]] || return 0
-	for id in $(vz list --quiet); do
-		vz delete --force "$id" || true
-	done
-	remove_tree "$VZ_ROOT"
-	remove_tree "$VZ_TMP"
+	if [[ -d $VZ_ROOT ]]; then
+		for id in $(vz list --quiet); do
+			vz delete --force "$id" || true
+		done
+		remove_tree "$VZ_ROOT"
+	fi
+	[[ ! -d $VZ_TMP ]] || remove_tree "$VZ_TMP"
 }
 
 # Suites whose tests share one Debian call these instead; the guest is $ID, its

@@ -233,6 +233,7 @@ fill_but() {
 	local free frees=(0 8) failed=0
 	[[ ${VZ_FULL:-} != 1 ]] || frees=({0..100..4})
 	disk 4m
+	remove_tree "$VZ_ROOT"
 	VZ_ROOT=$VZ_TMP/disk/state
 	mkdir -m 0700 "$VZ_ROOT"
 	fill_but 0
