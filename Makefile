@@ -70,7 +70,7 @@ bats: ## Integration tests (root); one suite with SUITE=name
 
 .PHONY: vmtest
 vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command, RESUME=1
-	VZRUN_VM_RESUME=$(RESUME) VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
+	$(if $(RESUME),VZRUN_VM_RESUME=$(RESUME)) VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
 
 .PHONY: vmshort
 vmshort: ready ## A short part of vmtest: one lane, four suites (root)

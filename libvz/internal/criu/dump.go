@@ -80,8 +80,9 @@ type Common struct {
 	Started func(pid int) error
 	// Stage is asked for consent at each of CRIU's stages; nil consents.
 	Stage func(Stage) error
-	// Stalled is told, once, of a CRIU that does nothing; nil = nobody. A dump is ended some
-	// minutes later, before it is consented to, with ErrStalled.
+	// Stalled is told of a CRIU that has done nothing for a minute, from another goroutine;
+	// nil = nobody. A dump is ended four minutes later, with ErrStalled, unless "post-dump"
+	// has come; a restore is not.
 	Stalled func(Stall)
 }
 
@@ -215,11 +216,8 @@ func dumpOnce(ctx context.Context, o DumpOptions) error {
 		return err
 	}
 	err = o.dumpWith(ctx, &rpc.CriuReq{Type: &kind, Opts: opts}, lazy, inherit)
-	switch log := filepath.Join(o.Work, DumpLog); {
-	case errors.Is(err, ErrStalled):
-		return &Error{Op: "dump", Log: log, Cause: err.Error(), Remedy: "try again", Err: err}
-	case err != nil:
-		return explain("dump", log, err)
+	if err != nil {
+		return explain("dump", filepath.Join(o.Work, DumpLog), err)
 	}
 	return nil
 }
@@ -262,7 +260,7 @@ func (o *DumpOptions) dumpWith(ctx context.Context, req *rpc.CriuReq, lazy *lazy
 	settled()
 	unwatched()
 	if stalled := context.Cause(ctx); err != nil && errors.Is(stalled, ErrStalled) {
-		err = stalled
+		err = &refusal{stalled}
 	}
 	// CRIU's answer says more than its exit status.
 	if closed := s.close(); closed != nil && err == nil {

@@ -112,6 +112,9 @@ func explain(op, log string, err error) *Error {
 	var refused *refusal
 	if errors.As(err, &refused) {
 		e.Cause = refused.Error()
+		if errors.Is(err, ErrStalled) {
+			e.Remedy = "try again"
+		}
 		return e
 	}
 	f, openErr := os.Open(log)

@@ -71,8 +71,8 @@ func (i *idleness) look(now work, working bool) int {
 type stallWatch struct {
 	every time.Duration // stallLook
 	log   string
-	tell  func(Stall) // once; nil tells nobody
-	end   func(error) // nil lets it be
+	tell  func(Stall) // each time that it stands still for a minute; nil tells nobody
+	end   func(error) // after five; nil lets it be
 }
 
 // watch looks after CRIU until the function returned is called, which is idempotent.

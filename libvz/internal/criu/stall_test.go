@@ -64,7 +64,7 @@ func stands(t *testing.T, log string, working bool, wait time.Duration, command 
 }
 
 const (
-	everyForTests = 10 * time.Millisecond
+	everyForTests = 20 * time.Millisecond
 	longEnough    = 3 * looksUntilEnded * everyForTests
 )
 
