@@ -69,8 +69,11 @@ bats: ## Integration tests (root); one suite with SUITE=name
 	VZRUN=$(CURDIR)/vzrun tests/run $(SUITE)
 
 .PHONY: vmtest
-vmtest: ready ## The suites in virtual machines (root); KERNEL=lane, SUITE=name or CMD=command, RESUME=1
-	$(if $(RESUME),VZRUN_VM_RESUME=$(RESUME)) VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE))
+vmtest: ready ## All in virtual machines (root); some with KERNEL=lane, SUITE=name or CMD=command; RESUME=1
+	status=0; \
+	$(if $(RESUME),VZRUN_VM_RESUME=$(RESUME)) VZRUN=$(CURDIR)/vzrun tests/vm/run $(or $(KERNEL),all) $(if $(CMD),-- "$$CMD",$(SUITE)) || status=$$?; \
+	$(if $(KERNEL)$(SUITE)$(CMD),,VZRUN=$(CURDIR)/vzrun tests/vm/pair all trixie sid || status=$$?;) \
+	exit "$$status"
 
 .PHONY: vmshort
 vmshort: ready ## A short part of vmtest: one lane, four suites (root)
