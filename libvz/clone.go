@@ -65,7 +65,7 @@ func (h *Host) Clone(ctx context.Context, id, images string, o CloneOptions) (*C
 		return nil, nil, fail("clone", id, err)
 	}
 	stats.Restore = time.Since(begun)
-	r.settleIn(ctx, nil)
+	r.settleInSoon(ctx, nil)
 	return r.container(), stats, nil
 }
 

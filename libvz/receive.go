@@ -405,7 +405,9 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 	told := r.control.Send(wire.Committed, nil)
 	r.announcing.Wait()
 	r.follow.tell(MigrationEvent{Event: MigrationCommitted})
+	settled := r.revival.settleBeside(ctx, stats)
 	if err := r.awaitMemory(c); err != nil {
+		settled(err)
 		return err
 	}
 	if c.arrival == nil {
@@ -426,7 +428,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		}
 	}
 	r.session.Close()
-	r.revival.settleIn(context.WithoutCancel(ctx), stats)
+	settled(nil)
 	return nil
 }
 

@@ -74,7 +74,7 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 		return nil, nil, fail("restore", id, err)
 	}
 	stats.Restore = time.Since(begun)
-	r.settleIn(ctx, stats)
+	r.settleInSoon(ctx, stats)
 	return r.container(), stats, nil
 }
 
@@ -88,19 +88,6 @@ func (r *revival) container() *Container {
 		c.arrival = &arrival{entry: r.entry, lazy: r.lazy}
 	}
 	return c
-}
-
-// watchInit warns where a restored init is not well.
-func (h *Host) watchInit(ctx context.Context, id string, pid int, stats *Stats) {
-	share, err := settle(ctx, pid)
-	if err != nil {
-		h.warn(id, "the restored init could not be watched: %v", err)
-		return
-	}
-	stats.InitCPU = &share
-	if share >= calm {
-		h.warn(id, "the restored init has been busy for a second (%.0f %% of a processor): `vzrun exec %s systemctl daemon-reexec` may calm it", share*100, id)
-	}
 }
 
 // revival is a container that is being restored.
