@@ -59,6 +59,8 @@ func (r *revival) settleIn(ctx context.Context, stats *Stats) (unwell []error) {
 	if kind == "" {
 		return nil
 	}
+	// First, as its pid may be another's once a lazy one has lost its memory.
+	r.host.registerMachine(r.id, r.pid, containerUUID(r.spec), r.config.Rootfs)
 	if stats != nil {
 		if err := watchInit(ctx, r.id, r.pid, stats); err != nil {
 			unwell = append(unwell, err)
@@ -69,11 +71,11 @@ func (r *revival) settleIn(ctx context.Context, stats *Stats) (unwell []error) {
 			unwell = append(unwell, fmt.Errorf("the restored systemd did not reload (%w): services with a watchdog may be restarted in some minutes, unless `vzrun exec %s systemctl daemon-reload` succeeds", err, r.id))
 		}
 	}
-	r.host.registerMachine(r.id, r.pid, containerUUID(r.spec), r.config.Rootfs)
 	return unwell
 }
 
-// watchInit looks whether a restored init is well.
+// watchInit looks whether a restored init is well, and writes its share of a processor
+// into stats.
 func watchInit(ctx context.Context, id string, pid int, stats *Stats) error {
 	share, err := settle(ctx, pid)
 	if err != nil {
