@@ -133,11 +133,16 @@ restore_sysctls() {
 	for file in "$BATS_FILE_TMPDIR"/sysctl.*; do
 		[[ ! -e $file ]] || sysctl -q -w "${file##*/sysctl.}=$(<"$file")"
 	done
+	# Whoever else has inherited the lock.
+	[[ -z ${VZ_SYSCTLS:-} ]] || flock --unlock "$VZ_SYSCTLS"
 }
 
 # with_lazy_pages sets a host without CAP_SYS_RESOURCE, and with guests in user
-# namespaces, to what lazy pages need.
+# namespaces, to what lazy pages need. Of suites that run side by side one at a time
+# has it: each puts back what it found.
 with_lazy_pages() {
+	exec {VZ_SYSCTLS}>/run/vzrun-test-sysctls
+	flock "$VZ_SYSCTLS"
 	with_sysctl fs.pipe-max-size 4194304
 	with_sysctl vm.unprivileged_userfaultfd 1
 }

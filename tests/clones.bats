@@ -38,7 +38,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	ID=$(new_id)

@@ -11,10 +11,13 @@
 #
 # Everything that a suite makes has $VZ_TAG in its name: state directories,
 # bundles, cgroups. So what is left over can be told from what other users of
-# the machine have. With VZRUN_REQUIRE=1 (CI: nobody else is there) the whole
-# host is compared instead.
+# the machine have, and suites that run beside it. With VZRUN_REQUIRE=1 (CI:
+# nobody else is there) the whole host is compared too, once all suites that run
+# side by side have ended.
 
 bats_require_minimum_version 1.5.0
+
+. "${BASH_SOURCE[0]%/*}/host.bash"
 
 # slow SECONDS prints how long that is on this machine: the lab of virtual machines
 # sets VZ_SLOW, as an emulated processor needs that many times longer.
@@ -44,21 +47,26 @@ suite_teardown() {
 	assert_host_clean "$BATS_FILE_TMPDIR/host.before"
 }
 
-# end_of_countdown, in setup, lets bats 1.13 end the countdown of a test that fails. It has
-# its pid in a variable of a function that has been left by then, and waits for all of
-# $BATS_TEST_TIMEOUT (bats-core, issue 1206).
-end_of_countdown() {
+# test_begins comes first in setup.
+test_begins() {
+	# Lets bats 1.13 end the countdown of a test that fails. It has its pid in a variable
+	# of a function that has been left by then, and waits for all of $BATS_TEST_TIMEOUT
+	# (bats-core, issue 1206).
 	[[ -z ${BATS_killer_pid:-} ]] || declare -g BATS_killer_pid=$BATS_killer_pid
+	# A failure is in a line of the suite: what helpers do is not traced, as that takes a
+	# twentieth of the processor time of all suites.
+	bats_add_debug_exclude_path "$BATS_TEST_DIRNAME"
 }
 
 # vz_setup gives each test its own state directory ($VZ_ROOT), its own place on
 # the real disk ($VZ_TMP, as /tmp may be a tmpfs) and a fresh id ($ID).
 vz_setup() {
-	end_of_countdown
-	VZ_ROOT=$(mktemp -d "/run/vzrun-test.$VZ_TAG.XXXXXX")
-	VZ_TMP=$(mktemp -d "/var/tmp/vzrun-test.$VZ_TAG.XXXXXX")
+	test_begins
+	VZ_ROOT=/run/vzrun-test.$VZ_TAG.${BATS_TEST_NUMBER:-0}
+	VZ_TMP=/var/tmp/vzrun-test.$VZ_TAG.${BATS_TEST_NUMBER:-0}
 	# Both are closed to others: no guest needs its bundle open.
-	ID=$(new_id)
+	mkdir -m 0700 "$VZ_ROOT" "$VZ_TMP"
+	ID=t-${BATS_TEST_NUMBER:-}-$RANDOM$RANDOM
 	VZ_SPAWNED=()
 }
 
@@ -67,13 +75,13 @@ vz_teardown() {
 	for pid in "${VZ_SPAWNED[@]}"; do
 		kill -KILL "$pid" 2>/dev/null || true
 	done
-	if [[ -d $VZ_ROOT ]]; then
+	# What is there beside the runtime's own directory, "@", is containers.
+	if compgen -G "$VZ_ROOT/[!@]*" >/dev/null; then
 		for id in $(vz list --quiet); do
 			vz delete --force "$id" || true
 		done
-		remove_tree "$VZ_ROOT"
 	fi
-	[[ ! -d $VZ_TMP ]] || remove_tree "$VZ_TMP"
+	remove_tree "$VZ_ROOT" "$VZ_TMP"
 }
 
 # Suites whose tests share one Debian call these instead; the guest is $ID, its
@@ -99,7 +107,7 @@ shared_guest_ends() {
 }
 
 shared_test() {
-	end_of_countdown
+	test_begins
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"
@@ -118,13 +126,18 @@ shared_test_ends() {
 	rm -rf --one-file-system -- "$T"
 }
 
-# remove_tree never follows a mount: what is mounted there may be a rootfs.
+# remove_tree DIR... never follows a mount: what is mounted there may be a rootfs.
 remove_tree() {
-	if mounts | grep -F "$1/"; then
-		echo "mounts are left below $1: not removed"
-		return 1
-	fi
-	rm -rf --one-file-system -- "$1"
+	local dir mounted
+	mapfile -t mounted </proc/self/mountinfo
+	for dir; do
+		[[ "${mounted[*]}" != *" $dir/"* ]] || {
+			echo "mounts are left below $dir: nothing is removed"
+			printf '%s\n' "${mounted[@]}" | grep -F " $dir/"
+			return 1
+		}
+	done
+	rm -rf --one-file-system -- "$@"
 }
 
 new_id() { echo "t-$BATS_TEST_NUMBER-$RANDOM$RANDOM"; }
@@ -151,8 +164,16 @@ vz_up() {
 	fi
 }
 
-status_of() { vz state "$1" | jq -r .status; }
-pid_of() { vz state "$1" | jq -r .pid; }
+status_of() { state_field "$1" status; }
+pid_of() { state_field "$1" pid; }
+
+# state_field ID NAME prints nothing of a container that is not there. No jq: suites ask
+# for this thousands of times.
+state_field() {
+	local state
+	state=$(vz state "$1") || true
+	[[ ! $state =~ \"$2\":\ *\"?([a-z0-9]+) ]] || echo "${BASH_REMATCH[1]}"
+}
 
 # spawn LOG CMD... starts a helper of the test, which teardown ends; $! and
 # $SPAWNED are its pid.
@@ -322,50 +343,7 @@ lacks() {
 	"$@" >/dev/null 2>&1 || skip "this machine lacks $what"
 }
 
-### What is left on the host
-
-mounts() { awk '{ print $5 }' /proc/self/mountinfo; }
-
-# snapshot_host DIR writes what could be left over, one sorted list per kind.
-snapshot_host() {
-	local dir=$1 kind
-	mkdir -p "$dir"
-	for kind in mounts cgroups netns loops processes rules; do
-		# Not one pipeline: the list of processes would show the filter.
-		"list_$kind" >"$dir/$kind.all"
-		ours "$kind" <"$dir/$kind.all" | sort >"$dir/$kind"
-	done
-}
-
-# ours keeps what carries this suite's tag, or all where nobody else is at work.
-# Of processes all that is there comes and goes: only ours and CRIU's count.
-ours() {
-	if [[ $1 == processes ]]; then
-		grep -E -e "$VZ_TAG" -e '^ ?[0-9]+ [^ ]+ [^ ]*criu( |$)' || true
-	elif [[ ${VZRUN_REQUIRE:-} == 1 ]]; then
-		cat
-	else
-		grep -F "$VZ_TAG" || true
-	fi
-}
-
-# The first `ip netns add` of a machine makes /run/netns a mount, and it stays.
-list_mounts() { mounts | grep -vx /run/netns || true; }
-list_cgroups() { find /sys/fs/cgroup -type d -name '*vzrun-test*' 2>/dev/null || true; }
-list_netns() { find /run/netns /run/vzrun -maxdepth 1 -name '*' -type f 2>/dev/null || true; }
-list_loops() { losetup --noheadings --list --output NAME,BACK-FILE 2>/dev/null || true; }
-
-# list_processes prints pid, cgroups and command line of each.
-list_processes() { ps -ww -eo pid=,cgroup:2048=,args= | tr -s ' '; }
-
-# list_rules prints packet filter rules without their counters.
-list_rules() {
-	{
-		nft list ruleset || true
-		iptables-save || true
-		ip6tables-save || true
-	} 2>/dev/null | sed -E '/^#/d; s/\[[0-9]+:[0-9]+\]//; s/counter packets [0-9]+ bytes [0-9]+/counter/'
-}
+### What is left on the host: host.bash
 
 # assert_host_clean BEFORE fails on all that is there now and was not before.
 # The kernel takes some things down only after their last user has ended.
@@ -373,17 +351,4 @@ assert_host_clean() {
 	if ! wait_until "${VZ_CLEAN_PATIENCE:-5}" host_is_clean "$1"; then
 		host_is_clean "$1"
 	fi
-}
-
-host_is_clean() {
-	local before=$1 after=$1.now kind left clean=0
-	snapshot_host "$after"
-	for kind in mounts cgroups netns loops processes rules; do
-		left=$(comm -13 "$before/$kind" "$after/$kind")
-		[[ -z $left ]] || {
-			printf 'left over on the host, %s:\n%s\n' "$kind" "$left"
-			clean=1
-		}
-	done
-	return "$clean"
 }

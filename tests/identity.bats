@@ -49,7 +49,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir -m 0711 "$T"
 }

@@ -28,7 +28,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	VZ_SPAWNED=()
 }
 

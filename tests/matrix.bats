@@ -34,7 +34,7 @@ teardown() {
 
 # Suite inits has more of each guest, suite rootfs of each kind of root; here the
 # short form is the pairs that neither has.
-SHORT=(busybox-init/btrfs busybox-init/engine debian/overlay)
+SHORT=(busybox-init/btrfs debian/overlay)
 
 VERBS=(run ready list state exec enter update pause resume checkpoint restore reboot run_again logs stop delete)
 

@@ -43,7 +43,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	VZ_SPAWNED=()
 	ID=$(new_id)
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER

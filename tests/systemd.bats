@@ -30,7 +30,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	lacks 'systemd as PID 1' test -d /run/systemd/system
 	VZ_SPAWNED=()
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER

@@ -37,10 +37,12 @@ as_before() {
 
 # no_criu: nobody has our images, or where CRIU works, open.
 no_criu() {
-	local cwd
-	for cwd in /proc/[0-9]*/cwd; do
-		[[ $(readlink "$cwd") != "$VZ_TMP/"* || $(<"${cwd%cwd}comm") != criu* ]] || {
-			echo "left: ${cwd%/cwd} $(tr '\0' ' ' <"${cwd%cwd}cmdline")"
+	local dir dirs
+	# One program for all processes, not one for each.
+	mapfile -t dirs < <(find /proc/[0-9]*/cwd -lname "$VZ_TMP/*" -printf '%h\n')
+	for dir in "${dirs[@]}"; do
+		[[ $(<"$dir/comm") != criu* ]] || {
+			echo "left: $dir $(tr '\0' ' ' <"$dir/cmdline")"
 			return 1
 		}
 	done

@@ -53,7 +53,7 @@ teardown_file() {
 }
 
 setup() {
-	end_of_countdown
+	test_begins
 	T=$VZ_TMP/test-$BATS_TEST_NUMBER
 	mkdir "$T"
 	has_status "$ID" running 2>/dev/null || boot
