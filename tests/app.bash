@@ -8,12 +8,7 @@
 
 # app_bundle ID ARG... is a busybox_bundle that can be checkpointed on any host:
 # without a mount of cgroup v1.
-app_bundle() {
-	local bundle
-	bundle=$(busybox_bundle "$@")
-	edit_config "$bundle" '.mounts |= map(select(.type != "cgroup"))'
-	echo "$bundle"
-}
+app_bundle() { small_bundle '.mounts |= map(select(.type != "cgroup"))' "$@"; }
 
 # These start containers with no file of the host open, as that could not be
 # checkpointed: what vzrun has to say is in its log.
@@ -119,30 +114,36 @@ control_file() {
 	return 1
 }
 
-# with_sysctl NAME LEAST raises a setting of the host until restore_sysctls.
+# with_lazy_pages sets a host without CAP_SYS_RESOURCE, and with guests in user
+# namespaces, to what lazy pages need, until restore_sysctls. Suites that run side by side
+# share that: each holds a lock, and the last one puts back what the first one found.
+with_lazy_pages() {
+	exec {VZ_SYSCTLS}>>"$(lent_sysctls)"
+	flock --shared "$VZ_SYSCTLS"
+	with_sysctl fs.pipe-max-size 4194304
+	with_sysctl vm.unprivileged_userfaultfd 1
+}
+
+lent_sysctls() { echo /run/vzrun-test-sysctls; }
+
+# with_sysctl NAME LEAST raises a setting of the host.
 with_sysctl() {
 	local was
 	was=$(sysctl -n "$1")
 	((was < $2)) || return 0
-	echo "$was" >"$BATS_FILE_TMPDIR/sysctl.$1"
+	echo "$1=$was" >>"$(lent_sysctls)"
 	sysctl -q -w "$1=$2"
 }
 
 restore_sysctls() {
-	local file
-	for file in "$BATS_FILE_TMPDIR"/sysctl.*; do
-		[[ ! -e $file ]] || sysctl -q -w "${file##*/sysctl.}=$(<"$file")"
-	done
-	# Whoever else has inherited the lock.
-	[[ -z ${VZ_SYSCTLS:-} ]] || flock --unlock "$VZ_SYSCTLS"
-}
-
-# with_lazy_pages sets a host without CAP_SYS_RESOURCE, and with guests in user
-# namespaces, to what lazy pages need. Of suites that run side by side one at a time
-# has it: each puts back what it found.
-with_lazy_pages() {
-	exec {VZ_SYSCTLS}>/run/vzrun-test-sysctls
-	flock "$VZ_SYSCTLS"
-	with_sysctl fs.pipe-max-size 4194304
-	with_sysctl vm.unprivileged_userfaultfd 1
+	local setting
+	[[ -n ${VZ_SYSCTLS:-} ]] || exec {VZ_SYSCTLS}>>"$(lent_sysctls)"
+	if flock --exclusive --nonblock "$VZ_SYSCTLS"; then
+		while read -r setting; do
+			sysctl -q -w "$setting"
+		done <"$(lent_sysctls)"
+		: >"$(lent_sysctls)"
+	fi
+	# Whoever else has inherited it.
+	flock --unlock "$VZ_SYSCTLS"
 }

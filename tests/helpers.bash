@@ -188,14 +188,18 @@ spawn() {
 ### Bundles; both print the bundle's path
 
 # busybox_bundle ID ARG... makes a bundle whose process is ARG...
-busybox_bundle() {
-	local id=$1 bundle=$VZ_TMP/$1
-	shift
+busybox_bundle() { small_bundle . "$@"; }
+
+# small_bundle FILTER ID ARG... is a busybox_bundle that a filter of jq has changed.
+small_bundle() {
+	local filter=$1 id=$2 bundle=$VZ_TMP/$2
+	shift 2
 	new_bundle "$bundle" "$VZRUN_BUSYBOX"
 	vz spec --bundle "$bundle"
-	edit_config "$bundle" '.process.terminal = false | .process.args = $ARGS.positional
-		| .root.readonly = false | .hostname = "busybox"' "$@"
-	edit_config "$bundle" '.linux.cgroupsPath = $ARGS.positional[0]' "$(cgroup_of "$id")"
+	# All in one: some jq take longer to start than a container.
+	edit_config "$bundle" '.process.terminal = false | .process.args = $ARGS.positional[1:]
+		| .root.readonly = false | .hostname = "busybox"
+		| .linux.cgroupsPath = $ARGS.positional[0] | '"$filter" "$(cgroup_of "$id")" "$@"
 	echo "$bundle"
 }
 

@@ -1,191 +1,19 @@
 #!/usr/bin/env bats
-# Migration between two hosts: two network namespaces with a bridge each, joined
-# by a third one in which a client is, each with a state directory of its own.
+# Migration between two hosts, over every transport: connections cut at messages, sides
+# that are killed, memory that comes when the guest runs there. Suite rounds has memory
+# that goes ahead, suite movedroots kinds of roots.
 # $ARGS is jq's; suites use what `run` sets.
 # shellcheck disable=SC2016,SC2030,SC2031,SC2154
 
 load helpers
 load app
 load workload
+load twohosts
 
-ADDRESS=10.94.0.2
-HOST_B=10.94.0.4
-
-setup_file() {
-	test_may_take 300
-	suite_setup
-	vz_setup
-	FILE_ID=$ID
-	NET=${VZ_TAG//[^0-9]/}
-	NET=${NET: -6}
-	CUTTER=$(build_command cutter)
-	MEMORY=$(build_command memory)
-	export VZ_ROOT VZ_TMP FILE_ID NET CUTTER MEMORY
-	with_lazy_pages
-	scene_up
-}
-
-teardown_file() {
-	local host id
-	restore_sysctls
-	for host in a b; do
-		for id in $(on "$host" list --quiet); do
-			on "$host" delete --force "$id" || true
-		done
-	done
-	find /sys/fs/cgroup -depth -type d -name "vzrun-test-$VZ_TAG-[ab]" -exec rmdir {} + 2>/dev/null || true
-	for host in a b lan; do
-		ip netns delete "vzrun-test-$VZ_TAG-$host"
-	done
-	remove_tree "$VZ_ROOT"
-	remove_tree "$VZ_TMP"
-	suite_teardown
-}
-
-setup() {
-	test_begins
-	VZ_SPAWNED=()
-	ID=$(new_id)
-	T=$VZ_TMP/test-$BATS_TEST_NUMBER
-	mkdir -m 0700 "$T"
-}
-
-teardown() {
-	local pid host id
-	for pid in "${VZ_SPAWNED[@]}"; do
-		kill -KILL "$pid" 2>/dev/null || true
-	done
-	[[ -z ${CLIENTS:-} ]] || clients_kill
-	for host in a b; do
-		for id in $(on "$host" list --quiet 2>/dev/null); do
-			on "$host" lazy-migrate --resolve --decide here "$id" 2>/dev/null || true
-			on "$host" delete --force "$id" || true
-		done
-	done
-	rm -rf --one-file-system -- "$T"
-}
-
-### The scene
-
-scene_up() {
-	local host
-	for host in lan a b; do
-		ip netns add "vzrun-test-$VZ_TAG-$host"
-		in_net "$host" ip link set lo up
-		in_net "$host" ip link add br0 type bridge
-		in_net "$host" ip link set br0 up
-		mkdir -m 0700 "$VZ_ROOT/$host"
-	done
-	in_net lan ip address add "${ADDRESS%.*}.1/24" dev br0
-	in_net a ip address add "${ADDRESS%.*}.3/24" dev br0
-	in_net b ip address add "$HOST_B/24" dev br0
-	for host in a b; do
-		in_net lan ip link add "to-$host" type veth peer name up0 netns "vzrun-test-$VZ_TAG-$host"
-		in_net lan ip link set "to-$host" master br0 up
-		in_net "$host" ip link set up0 master br0 up
-	done
-}
-
-in_net() { ip netns exec "vzrun-test-$VZ_TAG-$1" "${@:2}"; }
-
-# on HOST ARG... is vzrun there. ip netns exec would hide the host's cgroups.
-on() { nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$1" -- "$VZRUN" --root "$VZ_ROOT/$1" --id-record "$VZ_TMP/ids-$1.json" "${@:2}"; }
-
-# What the helpers do, they do at the source, or where HOST says.
-vz() { on "${HOST:-a}" "$@"; }
-
-# client_net CMD... is for those of workload.bash.
-client_net() { in_net lan "$@"; }
-
-bundles() { echo "$T/bundles-b"; }
-
-# in_b CMD... runs in the destination's network, as the same process.
-in_b() { exec nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$@"; }
-
-# listen_b lets the destination listen at $T/b.
-listen_b() {
-	spawn "$T/receive.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$VZRUN" --root "$VZ_ROOT/b" --id-record "$VZ_TMP/ids-b.json" \
-		receive --listen "unix://$T/b" --bundles "$(bundles)" --cgroup-parent "vzrun-test-$VZ_TAG-b"
-	wait_file "$T/b"
-}
-
-# listen_a does so at the source, for the way back.
-listen_a() {
-	spawn "$T/receive-a.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
-	wait_file "$T/a"
-}
-
-# cut MODE KIND puts a cutter before it, at $T/cut.
-cut_at() {
-	rm -f "$T/cut"
-	spawn "$T/cutter.log" "$CUTTER" "$T/cut" "$T/b" "$@"
-	wait_line "$T/cutter.log" '^listening$'
-}
-
-# small_guest runs a guest that counts into a file and is quick to move.
-small_guest() {
-	if [[ ${MODE:-cold} != cold ]]; then
-		# It looks after its memory.
-		BUNDLE=$(app_bundle "$ID" /memory 48 /count ${CHANGED:+"$CHANGED"})
-		cp "$MEMORY" "$BUNDLE/rootfs/memory"
-	else
-		BUNDLE=$(app_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done')
-	fi
-	app_up "$BUNDLE" "$ID"
-	wait_lines "$BUNDLE/rootfs/count" 3
-}
-
-# counts FILE fails unless the guest goes on to count there and has left out and
-# repeated nothing.
-counts() {
-	wait_lines "$1" $(($(wc -l <"$1") + 3))
-	awk '$1 != NR { print "line " NR " is " $1; exit 1 }' "$1"
-}
-
-# runs_at HOST: exactly there, and it counts.
-runs_at() {
-	local other=b root=$BUNDLE/rootfs
-	if [[ $1 == b ]]; then
-		other=a root=$(bundles)/$ID/rootfs
-	fi
-	[[ $(on "$1" state "$ID" | jq -r .status) == running ]]
-	run ! on "$other" state "$ID"
-	counts "$root/count"
-}
-
-nothing_at_b() { [[ -z $(on b list --quiet) && ! -e $(bundles)/$ID ]]; }
-
-migrate() { on a lazy-migrate --mode "${MODE:-cold}" "$@"; }
-
-### The proof
-
-# with_client boots a Debian with an address and an open connection, as guest=BUNDLE.
-with_client() {
-	local fifo=$T/talk.in
-	guest=$(debian_bundle "$ID" --net "bridge=br0,ip=$ADDRESS/24")
-	cp "$guest/rootfs/usr/local/bin/vzguest" "$T/vzguest"
-	vz_up "$guest" "$ID"
-	wait_guest "$ID"
-	listen_b
-	listen_a
-	mkfifo "$fifo"
-	nsenter --net="/run/netns/vzrun-test-$VZ_TAG-lan" -- "$T/vzguest" talk "$ADDRESS:7" <"$fifo" >"$T/talk" 2>&1 3>&- &
-	TALKER=$!
-	VZ_SPAWNED+=("$TALKER")
-	exec {TALK}>"$fifo"
-	wait_line "$T/talk" '^connected$'
-	wait_counter "$guest/rootfs"
-}
-
-# client_ends: its connection was open all the while.
-client_ends() {
-	exec {TALK}>&-
-	wait "$TALKER"
-	cat "$T/talk"
-	grep -q '^lines=' "$T/talk"
-	[[ $(in_net lan curl -fsS --max-time "$(slow 20)" "http://$ADDRESS/") == *"vzrun test page"* ]]
-}
+setup_file() { two_hosts; }
+teardown_file() { two_hosts_end; }
+setup() { two_hosts_test; }
+teardown() { two_hosts_test_ends; }
 
 @test "a Debian moves with its address and an open TCP connection" {
 	local guest
@@ -217,58 +45,6 @@ client_ends() {
 	[[ ! -e $guest/migration && -e $guest/rootfs && ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/arrival ]]
 	[[ -z $(find "$(bundles)/.migrations" "$T/bundles-a/.migrations" -type f) ]]
 	[[ -z $(on b list --quiet) ]]
-}
-
-# small_move CUT KIND starts a migration of the small guest over a cutter that
-# holds KIND; $MOVER is the source's vzrun.
-held_move() {
-	cut_at hold "$1"
-	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate --mode "${MODE:-cold}" --link-timeout 1s "$ID" "unix://$T/cut"
-	MOVER=$SPAWNED
-	wait_line "$T/cutter.log" '^holding$' || {
-		cat "$T/migrate.log" "$T/receive.log"
-		return 1
-	}
-}
-
-# end_link ends the connection that a cutter holds; it may have ended with a side.
-end_link() { kill -KILL "${VZ_SPAWNED[@]: -2:1}" 2>/dev/null || true; }
-
-# kill_receivers kills what serves a connection at the destination; one that has
-# answered may be about to end.
-kill_receivers() { pgrep -P "$LISTENER" | xargs kill -KILL; }
-
-# stands_still: at the source, and only resolve may touch it.
-stands_still() {
-	local counted
-	has_status "$ID" paused
-	counted=$(wc -l <"$BUNDLE/rootfs/count")
-	fails 6 'outcome unconfirmed' vz resume "$ID"
-	fails 6 'outcome unconfirmed' migrate "$ID" "unix://$T/b"
-	fails 6 'outcome unconfirmed' vz delete --force "$ID"
-	[[ $(wc -l <"$BUNDLE/rootfs/count") == "$counted" ]]
-}
-
-# resolves WHERE: the question is answered, the guest is at a, or b, or any of [ab].
-# shellcheck disable=SC2053 # a pattern
-resolves() {
-	local where=a
-	run -0 on a lazy-migrate --resolve "$ID" "unix://$T/b"
-	[[ $output != "$ID has moved"* ]] || where=b
-	echo "$output"
-	[[ $where == $1 ]]
-	runs_at "$where"
-	[[ $where == b ]] || wait_until 10 nothing_at_b
-	fails 4 'no migration to resolve' migrate --resolve "$ID"
-}
-
-# start_over removes the guest, wherever it is.
-start_over() {
-	run ! grep -E 'panic|goroutine' "$T/receive.log"
-	on a delete --force "$ID"
-	on b delete --force "$ID"
-	rm -rf --one-file-system -- "$BUNDLE" "$(bundles)"
 }
 
 # after_cut MODE KIND: what must be so when the connection ended there.
@@ -550,25 +326,6 @@ certificate() {
 	runs_at b
 }
 
-# settled: a move in mode lazy that was cut off is at one side, or has to be decided
-# upon, since it has run there and its memory is lost.
-settled() {
-	run --separate-stderr on a lazy-migrate --resolve "$ID" "unix://$T/b"
-	echo "$output$stderr"
-	if ((status == 0)) && [[ $output == "$ID has moved"* ]]; then
-		runs_at b
-		return
-	fi
-	if ((status != 0)); then
-		((status == 6))
-		[[ $stderr == *"did not arrive"*"--decide here"* ]]
-		[[ -z $(on b list --quiet) ]]
-		on a lazy-migrate --resolve --decide here "$ID"
-	fi
-	runs_at a
-	wait_until 10 nothing_at_b
-}
-
 @test "lazy: memory comes when it runs there, and whatever happens one side has the guest" {
 	local w whens=("before ready" "before commit" "before committed")
 	[[ ${VZ_FULL:-} != 1 ]] || whens=({before,after}" "{restore,ready,commit,committed})
@@ -661,6 +418,30 @@ settled() {
 	runs_at b
 }
 
+@test "lazy: systemd reloads while the memory comes, however long that takes" {
+	BUNDLE=$(debian_bundle "$ID")
+	cp "$MEMORY" "$BUNDLE/rootfs/memory"
+	vz_up "$BUNDLE" "$ID"
+	wait_guest "$ID"
+	guest "$ID" systemd-run --quiet --unit=hoard /memory 96 /count
+	wait_lines "$BUNDLE/rootfs/count" 3
+	listen_b
+	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
+		lazy-migrate --shared-storage --bandwidth 8M --stats "$T/stats" "$ID" "unix://$T/b"
+	wait_until "$VZ_PATIENCE" has_reloaded
+	# Not after all of it, when watchdogs may have ended services.
+	[[ ! -e $T/stats ]]
+	wait_exit "$SPAWNED"
+	cat "$T/migrate.log" "$T/receive.log"
+	jq -e '.memory_bytes > 96000000' "$T/stats"
+	run ! grep 'did not reload' "$T/migrate.log" "$T/receive.log"
+	counts "$BUNDLE/rootfs/count"
+	[[ $(HOST=b guest "$ID" systemctl is-system-running) == running ]]
+}
+
+# has_reloaded: a guest boots without a reload.
+has_reloaded() { HOST=b guest "$ID" journalctl --quiet --boot --identifier systemd --grep 'Reloading finished'; }
+
 @test "events --follow tells both hosts' watchers what happens" {
 	local host
 	MODE=lazy
@@ -698,114 +479,6 @@ settled() {
 }
 
 followed() { [[ -n $(ls "$VZ_ROOT/$1/@/followers" 2>/dev/null) ]]; }
-
-@test "an overlay moves: its changes, and the templates that are not there" {
-	local template=$T/template
-	busybox_bundle "$ID" sh -c 'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done' >/dev/null
-	BUNDLE=$VZ_TMP/$ID
-	mv "$BUNDLE/rootfs" "$template"
-	mkdir -m 0700 "$BUNDLE/rootfs"
-	mkdir -p "$template/old/deep"
-	echo gone >"$template/gone"
-	echo old >"$template/old/deep/file"
-	edit_config "$BUNDLE" '.mounts |= map(select(.type != "cgroup")) | .annotations["org.vzrun.rootfs.overlay"] = $ARGS.positional[0]' "$template"
-	app_up "$BUNDLE" "$ID"
-	guest "$ID" sh -c 'rm /gone && rm -r /old && mkdir /old && echo new >/old/new && ln /count /other'
-	wait_lines "$BUNDLE/rootfs/upper/count" 3
-	listen_b
-	run -0 migrate --dry-run "$ID" "unix://$T/b"
-	[[ $output == *"template 0"*"the same"* ]]
-	run -0 migrate --stats "$T/stats" "$ID" "unix://$T/b"
-	overlay_moved "$(bundles)/$ID"
-	[[ ! -e $(bundles)/$ID/templates && ! -e $BUNDLE ]]
-	jq -e '.rootfs_bytes < 200000' "$T/stats"
-
-	# On the way back the other side has another one under that name.
-	spawn "$T/receive-a.log" unshare --mount --propagation private -- sh -c 'mount -t tmpfs none "$1" && shift && exec "$@"' sh "$template" \
-		nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
-	wait_file "$T/a"
-	run -0 on b lazy-migrate --dry-run "$ID" "unix://$T/a"
-	[[ $output == *"template 0"*"is sent"* ]]
-	on b lazy-migrate --mode cold "$ID" "unix://$T/a"
-	[[ $(tree_sum "$template") == "$(tree_sum "$T/bundles-a/$ID/templates/0")" && ! -e $(bundles)/$ID ]]
-	[[ $(jq -r '.annotations["org.vzrun.rootfs.overlay"]' "$T/bundles-a/$ID/config.json") == templates/0 ]]
-	counts "$T/bundles-a/$ID/rootfs/upper/count"
-	[[ $(guest "$ID" sh -c 'cat /old/new; ls /gone 2>/dev/null' || true) == new ]]
-	# And once more, with the template that it brought.
-	on a lazy-migrate --mode cold "$ID" "unix://$T/b"
-	overlay_moved "$(bundles)/$ID"
-	[[ -e $(bundles)/$ID/templates/0/bin && ! -e $T/bundles-a/$ID ]]
-}
-
-# overlay_moved BUNDLE: it runs at b, with what it had changed.
-overlay_moved() {
-	[[ $(on b state "$ID" | jq -r .status) == running ]]
-	run ! on a state "$ID"
-	counts "$1/rootfs/upper/count"
-	[[ -c $1/rootfs/upper/gone && $(on b exec "$ID" sh -c 'ls /old; cat /old/new; ls /gone 2>/dev/null' </dev/null) == $'new\nnew' ]]
-	on b exec "$ID" sh -c '[ /count -ef /other ]' </dev/null
-}
-
-@test "a root on btrfs moves with its nested subvolumes" {
-	require btrfs command -v mkfs.btrfs
-	truncate -s 512M "$T/pool.img"
-	mkfs.btrfs -q "$T/pool.img"
-	mkdir "$T/pool"
-	mount -o loop "$T/pool.img" "$T/pool"
-	small_guest_on_btrfs
-	listen_b
-	run -0 migrate --dry-run "$ID" "unix://$T/b"
-	migrate "$ID" "unix://$T/b"
-	BUNDLE=$T/pool/bundle
-	runs_at b
-	[[ $(<"$(bundles)/$ID/rootfs/srv/nested/file") == kept ]]
-	wait_until 10 umount "$T/pool"
-}
-
-# small_guest_on_btrfs has its root in a subvolume, with another one in it.
-small_guest_on_btrfs() {
-	BUNDLE=$T/pool/bundle
-	mkdir "$BUNDLE"
-	btrfs -q subvolume create "$BUNDLE/rootfs"
-	cp -a "$VZRUN_BUSYBOX/." "$BUNDLE/rootfs/"
-	mkdir -p "$BUNDLE/rootfs/srv"
-	btrfs -q subvolume create "$BUNDLE/rootfs/srv/nested"
-	echo kept >"$BUNDLE/rootfs/srv/nested/file"
-	vz spec --bundle "$BUNDLE"
-	edit_config "$BUNDLE" '.process.terminal = false | .process.args = ["sh", "-c", $ARGS.positional[0]] | .root.readonly = false
-		| .linux.cgroupsPath = $ARGS.positional[1] | .mounts |= map(select(.type != "cgroup"))' \
-		'n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done' "$(cgroup_of "$ID")"
-	app_up "$BUNDLE" "$ID"
-	wait_lines "$BUNDLE/rootfs/count" 3
-}
-
-@test "shared storage: no file is sent, and none removed" {
-	MODE=lazy
-	small_guest
-	listen_b
-	run -0 migrate --shared-storage --stats "$T/stats" "$ID" "unix://$T/b"
-	jq -e '.rootfs_bytes == 0 and .memory_bytes > 40000000' "$T/stats"
-	[[ $(on b state "$ID" | jq -r '.status, .bundle' | tr '\n' ' ') == "running $BUNDLE " ]]
-	run ! on a state "$ID"
-	counts "$BUNDLE/rootfs/count"
-	[[ -e $BUNDLE/config.json && ! -e $BUNDLE/migration && ! -e $BUNDLE/arrival && ! -e $(bundles)/$ID ]]
-	# And back.
-	listen_a
-	on b lazy-migrate --mode cold --shared-storage "$ID" "unix://$T/a"
-	run ! on b state "$ID"
-	has_status "$ID" running
-	counts "$BUNDLE/rootfs/count"
-	# Cut off, it is here as before, with its files.
-	cut_at before ready
-	fails 1 '' migrate --shared-storage "$ID" "unix://$T/cut"
-	has_status "$ID" running
-	counts "$BUNDLE/rootfs/count"
-	wait_until 10 nothing_shared
-}
-
-# What CRIU has logged may stay in $BUNDLE/migration, at the source.
-nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 
 @test "there and back, again and again: nothing is lost, and nothing is left" {
 	local i moves=2
@@ -867,149 +540,4 @@ nothing_shared() { [[ -z $(on b list --quiet) && ! -e $BUNDLE/arrival ]]; }
 		"${name}_end"
 		"${name}_check"
 	done
-}
-
-### Rounds: memory is sent while the guest runs, by the kernel's account of what it writes
-
-tracks_memory() { "$VZRUN" doctor --format json | jq -e '.[] | select(.name == "soft-dirty").state == "ok"'; }
-
-# no_round_at_a: nothing of rounds is left at the source, whose bundle is there.
-no_round_at_a() { [[ -z $(find "$BUNDLE/migration" -name 'round-*' -o -name '*.img' -o -name parent 2>/dev/null) ]]; }
-
-# bats test_tags=rounds
-@test "rounds: without a kernel that tracks memory nothing is touched" {
-	! tracks_memory >/dev/null || skip 'this kernel tracks changes of memory'
-	small_guest
-	listen_b
-	local mode
-	for mode in pre-copy hybrid; do
-		fails 5 'does not track changes of memory' migrate --mode "$mode" "$ID" "unix://$T/b"
-		[[ $stderr == *"--mode lazy or cold"* ]]
-		fails 5 'does not track changes of memory' migrate --mode "$mode" --dry-run "$ID" "unix://$T/b"
-	done
-	fails 2 '--frozen-budget' migrate --mode pre-copy --frozen-budget 0s "$ID" "unix://$T/b"
-	fails 2 '--frozen-budget' migrate --mode cold --frozen-budget 1s "$ID" "unix://$T/b"
-	runs_at a
-	nothing_at_b
-	[[ ! -e $BUNDLE/migration ]]
-}
-
-# moves_in_rounds: a guest of 12288 pages, 1024 of which it writes again and again.
-moves_in_rounds() {
-	listen_b
-	CHANGED=4 small_guest
-	run -0 migrate --progress json --stats "$T/stats" "$ID" "unix://$T/b"
-	jq 'del(.checks)' "$T/stats"
-	[[ $output == *'"step":"copying memory"'*'"round":1,"pages":'* ]]
-	runs_at b
-	jq -e '(.rounds | length) > 1 and .rounds[0].pages > 12288 and .rounds[0].bytes > 48000000
-		and .rounds[-1].pages * 5 < .rounds[0].pages and .images_bytes < 10000000
-		and all(.rounds[]; .frozen > 0 and .took > .frozen)' "$T/stats"
-	[[ ! -e $BUNDLE/migration && ! -e $(bundles)/$ID/arrival ]]
-}
-
-# bats test_tags=rounds
-@test "rounds: most of the memory goes while the guest runs here" {
-	lacks 'a kernel that tracks changes of memory' tracks_memory
-	MODE=pre-copy moves_in_rounds
-	jq -e '.memory_bytes == 0' "$T/stats"
-}
-
-# bats test_tags=rounds, short
-@test "rounds: most of the memory goes while the guest runs here, the rest when it runs there" {
-	lacks 'a kernel that tracks changes of memory' tracks_memory
-	MODE=hybrid moves_in_rounds
-	jq -e '.memory_bytes > 0' "$T/stats"
-}
-
-# bats test_tags=rounds
-@test "rounds: the budget decides, before the guest is stopped" {
-	lacks 'a kernel that tracks changes of memory' tracks_memory
-	listen_b
-	MODE=pre-copy
-	small_guest
-	fails 1 'would stand still for' migrate --frozen-budget 1ms "$ID" "unix://$T/b"
-	runs_at a
-	wait_until 10 nothing_at_b
-	no_round_at_a
-	# The same guest later, with another mode: nothing leads to rounds that are gone.
-	run -0 migrate --mode hybrid --frozen-budget 1ms --stats "$T/stats" "$ID" "unix://$T/b"
-	[[ $output == *"may stand still for longer"* && $output == *ROUND*stopped* ]]
-	runs_at b
-	start_over
-	small_guest
-	run -0 migrate --compress zstd --frozen-budget 1h --stats "$T/stats" "$ID" "unix://$T/b"
-	jq -e '(.rounds | length) == 1 and .sent_bytes < .rounds[0].bytes' "$T/stats"
-	runs_at b
-	# To a host whose kernel tracks memory or not, as the one here.
-	run -0 on b lazy-migrate --mode lazy --dry-run --new-id back "$ID" "unix://$T/b"
-}
-
-# bats test_tags=rounds
-@test "rounds: whatever ends them, the guest runs on and nothing is left" {
-	lacks 'a kernel that tracks changes of memory' tracks_memory
-	local w
-	MODE=pre-copy
-	listen_b
-	LISTENER=$SPAWNED
-	for w in a b; do
-		echo "$w is killed in a round"
-		small_guest
-		spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-			lazy-migrate --mode hybrid --bandwidth 2M "$ID" "unix://$T/b"
-		MOVER=$SPAWNED
-		wait_file "$(bundles)/$ID/arrival/round-1"
-		if [[ $w == a ]]; then
-			kill -KILL "$MOVER"
-		else
-			kill -KILL "$(pgrep -P "$LISTENER")"
-		fi
-		wait_exit "$MOVER"
-		runs_at a
-		no_round_at_a
-		wait_until 10 nothing_at_b
-		# What the killed one left is seen to by the next.
-		run -0 migrate --mode hybrid "$ID" "unix://$T/b"
-		runs_at b
-		start_over
-	done
-	for w in "before ready" "before commit"; do
-		echo "cut $w"
-		small_guest
-		# shellcheck disable=SC2086 # two words
-		cut_at $w
-		run migrate "$ID" "unix://$T/cut"
-		((status == 1)) || settled
-		runs_at a
-		no_round_at_a
-		wait_until 10 nothing_at_b
-		start_over
-	done
-}
-
-# bats test_tags=rounds
-@test "rounds: a Debian moves with an open connection, there and back" {
-	lacks 'a kernel that tracks changes of memory' tracks_memory
-	local guest
-	with_client
-	guest "$ID" systemctl freeze nginx.service
-	fails 1 'has frozen "system.slice/nginx.service"' migrate --mode pre-copy "$ID" "unix://$T/b"
-	guest "$ID" systemctl thaw nginx.service
-	run -0 migrate --mode pre-copy --stats "$T/stats" "$ID" "unix://$T/b"
-	echo "$output"
-	jq 'del(.checks)' "$T/stats"
-	on b ready --timeout "${VZ_PATIENCE}s" "$ID"
-	wait_counter "$(bundles)/$ID/rootfs"
-	verify_counter "$(bundles)/$ID/rootfs"
-	# The rounds had most of it.
-	jq -e '.rounds[0].pages > 2 * .pages' "$T/stats"
-	run -0 on b lazy-migrate --mode hybrid --stats "$T/back" "$ID" "unix://$T/a"
-	echo "$output"
-	jq 'del(.checks)' "$T/back"
-	vz ready --timeout "${VZ_PATIENCE}s" "$ID"
-	wait_counter "$T/bundles-a/$ID/rootfs"
-	verify_counter "$T/bundles-a/$ID/rootfs"
-	client_ends
-	[[ ! -e $(bundles)/$ID/rootfs && ! -e $T/bundles-a/$ID/arrival ]]
-	[[ -z $(on b list --quiet) ]]
 }
