@@ -53,8 +53,8 @@ test_begins() {
 	# of a function that has been left by then, and waits for all of $BATS_TEST_TIMEOUT
 	# (bats-core, issue 1206).
 	[[ -z ${BATS_killer_pid:-} ]] || declare -g BATS_killer_pid=$BATS_killer_pid
-	# A failure is in a line of the suite: what helpers do is not traced, as that takes a
-	# twentieth of the processor time of all suites.
+	# A failure is in a line of the suite: what helpers do is not traced, since the trap
+	# of bats takes time at each of their commands.
 	bats_add_debug_exclude_path "$BATS_TEST_DIRNAME"
 }
 
@@ -66,7 +66,7 @@ vz_setup() {
 	VZ_TMP=/var/tmp/vzrun-test.$VZ_TAG.${BATS_TEST_NUMBER:-0}
 	# Both are closed to others: no guest needs its bundle open.
 	mkdir -m 0700 "$VZ_ROOT" "$VZ_TMP"
-	ID=t-${BATS_TEST_NUMBER:-}-$RANDOM$RANDOM
+	ID=$(new_id)
 	VZ_SPAWNED=()
 }
 
@@ -345,14 +345,4 @@ lacks() {
 	local what=$1
 	shift
 	"$@" >/dev/null 2>&1 || skip "this machine lacks $what"
-}
-
-### What is left on the host: host.bash
-
-# assert_host_clean BEFORE fails on all that is there now and was not before.
-# The kernel takes some things down only after their last user has ended.
-assert_host_clean() {
-	if ! wait_until "${VZ_CLEAN_PATIENCE:-5}" host_is_clean "$1"; then
-		host_is_clean "$1"
-	fi
 }

@@ -31,6 +31,19 @@ host_is_clean() {
 	return "$clean"
 }
 
+# assert_host_clean BEFORE waits a little, as the kernel takes some things down only after
+# their last user has ended.
+assert_host_clean() {
+	local left deadline=$((SECONDS + ${VZ_CLEAN_PATIENCE:-5} * ${VZ_SLOW:-1}))
+	until left=$(host_is_clean "$1"); do
+		((SECONDS < deadline)) || {
+			echo "$left"
+			return 1
+		}
+		sleep 0.05
+	done
+}
+
 # alone tells whether nobody else is at work on this machine, nor another suite.
 alone() { [[ ${VZRUN_REQUIRE:-} == 1 && ${VZ_SIDE_BY_SIDE:-} != 1 ]]; }
 

@@ -408,8 +408,7 @@ certificate() {
 	# Nobody else can take the memory.
 	small_guest
 	cut_at flaky commit:1:8000000:3
-	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate "$ID" "unix://$T/cut"
+	spawn_on a "$T/migrate.log" lazy-migrate "$ID" "unix://$T/cut"
 	wait_line "$T/cutter.log" '^cut$'
 	fails 3 'busy' on b delete --force "$ID"
 	"$CUTTER" - "$T/b" noise -
@@ -426,8 +425,7 @@ certificate() {
 	guest "$ID" systemd-run --quiet --unit=hoard /memory 96 /count
 	wait_lines "$BUNDLE/rootfs/count" 3
 	listen_b
-	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate --shared-storage --bandwidth 8M --stats "$T/stats" "$ID" "unix://$T/b"
+	spawn_on a "$T/migrate.log" lazy-migrate --shared-storage --bandwidth 8M --stats "$T/stats" "$ID" "unix://$T/b"
 	wait_until "$VZ_PATIENCE" has_reloaded
 	# Not after all of it, when watchdogs may have ended services.
 	[[ ! -e $T/stats ]]

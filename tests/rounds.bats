@@ -93,8 +93,7 @@ moves_in_rounds() {
 	for w in a b; do
 		echo "$w is killed in a round"
 		small_guest
-		spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-			lazy-migrate --mode hybrid --bandwidth 2M "$ID" "unix://$T/b"
+		spawn_on a "$T/migrate.log" lazy-migrate --mode hybrid --bandwidth 2M "$ID" "unix://$T/b"
 		MOVER=$SPAWNED
 		wait_file "$(bundles)/$ID/arrival/round-1"
 		if [[ $w == a ]]; then

@@ -39,8 +39,7 @@ two_hosts_end() {
 	for host in a b lan; do
 		ip netns delete "vzrun-test-$VZ_TAG-$host"
 	done
-	remove_tree "$VZ_ROOT"
-	remove_tree "$VZ_TMP"
+	remove_tree "$VZ_ROOT" "$VZ_TMP"
 	suite_teardown
 }
 
@@ -93,6 +92,11 @@ in_net() { ip netns exec "vzrun-test-$VZ_TAG-$1" "${@:2}"; }
 # on HOST ARG... is vzrun there. ip netns exec would hide the host's cgroups.
 on() { nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$1" -- "$VZRUN" --root "$VZ_ROOT/$1" --id-record "$VZ_TMP/ids-$1.json" "${@:2}"; }
 
+# spawn_on HOST LOG ARG... is vzrun there, as a helper of the test; $SPAWNED is its own pid.
+spawn_on() {
+	spawn "$2" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-$1" -- "$VZRUN" --root "$VZ_ROOT/$1" --id-record "$VZ_TMP/ids-$1.json" "${@:3}"
+}
+
 # What the helpers do, they do at the source, or where HOST says.
 vz() { on "${HOST:-a}" "$@"; }
 
@@ -106,19 +110,17 @@ in_b() { exec nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$@"; }
 
 # listen_b lets the destination listen at $T/b.
 listen_b() {
-	spawn "$T/receive.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-b" -- "$VZRUN" --root "$VZ_ROOT/b" --id-record "$VZ_TMP/ids-b.json" \
-		receive --listen "unix://$T/b" --bundles "$(bundles)" --cgroup-parent "vzrun-test-$VZ_TAG-b"
+	spawn_on b "$T/receive.log" receive --listen "unix://$T/b" --bundles "$(bundles)" --cgroup-parent "vzrun-test-$VZ_TAG-b"
 	wait_file "$T/b"
 }
 
 # listen_a does so at the source, for the way back.
 listen_a() {
-	spawn "$T/receive-a.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
+	spawn_on a "$T/receive-a.log" receive --listen "unix://$T/a" --bundles "$T/bundles-a" --cgroup-parent "vzrun-test-$VZ_TAG-a"
 	wait_file "$T/a"
 }
 
-# cut MODE KIND puts a cutter before it, at $T/cut.
+# cut_at MODE KIND puts a cutter before it, at $T/cut.
 cut_at() {
 	rm -f "$T/cut"
 	spawn "$T/cutter.log" "$CUTTER" "$T/cut" "$T/b" "$@"
@@ -189,12 +191,11 @@ client_ends() {
 
 ### Moves that are disturbed
 
-# small_move CUT KIND starts a migration of the small guest over a cutter that
+# held_move KIND starts a migration of the small guest over a cutter that
 # holds KIND; $MOVER is the source's vzrun.
 held_move() {
 	cut_at hold "$1"
-	spawn "$T/migrate.log" nsenter --net="/run/netns/vzrun-test-$VZ_TAG-a" -- "$VZRUN" --root "$VZ_ROOT/a" --id-record "$VZ_TMP/ids-a.json" \
-		lazy-migrate --mode "${MODE:-cold}" --link-timeout 1s "$ID" "unix://$T/cut"
+	spawn_on a "$T/migrate.log" lazy-migrate --mode "${MODE:-cold}" --link-timeout 1s "$ID" "unix://$T/cut"
 	MOVER=$SPAWNED
 	wait_line "$T/cutter.log" '^holding$' || {
 		cat "$T/migrate.log" "$T/receive.log"
