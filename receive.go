@@ -114,7 +114,13 @@ func serveMigrations(ctx context.Context, l net.Listener) error {
 	defer stop()
 	var children sync.WaitGroup
 	defer children.Wait()
+	room := make(chan struct{}, mostConnections)
 	for {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
 			return nil
@@ -126,11 +132,19 @@ func serveMigrations(ctx context.Context, l net.Listener) error {
 		conn.Close()
 		if err != nil {
 			logrus.Errorf("receive: %v", err)
+			<-room
 			continue
 		}
-		children.Go(func() { cmd.Wait() }) //nolint:errcheck // it has said itself what was wrong
+		children.Go(func() {
+			cmd.Wait() //nolint:errcheck // it has said itself what was wrong
+			<-room
+		})
 	}
 }
+
+// mostConnections is how many are served at a time, each by a process; others wait to be
+// accepted. Anybody who reaches the address may make them.
+const mostConnections = 64
 
 func serveApart(conn net.Conn) (*osexec.Cmd, error) {
 	filer, ok := conn.(interface{ File() (*os.File, error) })

@@ -82,20 +82,20 @@ func (p *PageServer) Serve(ctx context.Context, peer net.Conn) error {
 			}
 			return fmt.Errorf("%w: %w", ErrPeerGone, err)
 		}
-		switch command := request.command(); command {
-		case psGet:
+		switch command := request.command(); {
+		case command == psGet && request.count() > 0:
 			if err := p.get(peer, &request, out); err != nil {
 				return err
 			}
-		case psClose, psForceClose:
+		case command == psClose || command == psForceClose:
 			out.drain()
 			// It waits for a status; that it is gone by then is as well.
 			peer.Write(make([]byte, 4)) //nolint:errcheck // see above
 			return nil
-		case psGivenUp:
+		case command == psGivenUp:
 			return ErrPeerFailed
 		default:
-			return fmt.Errorf("unknown request %#x for pages", command)
+			return fmt.Errorf("unknown request %#x for %d pages", command, request.count())
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -39,6 +40,9 @@ func TestLazyNeeds(t *testing.T) {
 func request(command uint32) []byte {
 	b := make([]byte, len(pageMessage{}))
 	binary.NativeEndian.PutUint32(b, command)
+	if command == psGet {
+		binary.NativeEndian.PutUint64(b[8:], 1)
+	}
 	return b
 }
 
@@ -75,6 +79,25 @@ func TestPageServerVerdicts(t *testing.T) {
 				t.Errorf("%v, want %v", err, c.want)
 			}
 		})
+	}
+}
+
+func TestPageServerRefusesRequestsForNothing(t *testing.T) {
+	l, criu := lazyServer(t)
+	defer l.close()
+	l.server.ReadFrom([]Task{{Pid: os.Getpid(), Guest: 7}})
+	peer, theirs := net.Pipe()
+	defer theirs.Close()
+	q := messageOf(psGet, span{task: 7, address: 0x1000})
+	go theirs.Write(q[:]) //nolint:errcheck // the verdict tells
+	if err := l.server.Serve(t.Context(), peer); err == nil || errors.Is(err, ErrPeerGone) {
+		t.Error(err)
+	}
+	if err := criu.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := criu.Read(make([]byte, 1)); n != 0 || !isTimeout(err) {
+		t.Errorf("criu heard of it: %d, %v", n, err)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,6 +120,22 @@ func TestTLSAsksForNames(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever connects and says nothing must not keep a process for ever: nobody has looked
+// at its certificate.
+func TestTLSDoesNotWaitForSilence(t *testing.T) {
+	creds := newAuthority(t).issue(t, "localhost")
+	creds.Allow = []string{"localhost"}
+	synctest.Test(t, func(t *testing.T) {
+		conn, silent := net.Pipe()
+		defer silent.Close()
+		begun := time.Now()
+		_, err := ServeTLS(t.Context(), conn, creds)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(begun) != handshakePatience {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+	})
 }
 
 // counted counts what is written to a socket.

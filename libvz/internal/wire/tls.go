@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"time"
 )
 
 func dialTLS(ctx context.Context, u *url.URL, c Credentials) (io.ReadWriteCloser, error) {
@@ -41,6 +42,9 @@ func ServeTLS(ctx context.Context, conn net.Conn, c Credentials) (io.ReadWriteCl
 	return secure(ctx, conn, func(under net.Conn) *tls.Conn { return tls.Server(under, config) })
 }
 
+// handshakePatience bounds a handshake: a few messages, over a slow link as well.
+const handshakePatience = 20 * time.Second
+
 // secured is a connection of TLS. Its records are of 16 KiB at most, each of which package
 // tls writes and reads by itself, waking up the other side for it.
 type secured struct {
@@ -51,6 +55,9 @@ type secured struct {
 func secure(ctx context.Context, conn net.Conn, tlsOver func(net.Conn) *tls.Conn) (io.ReadWriteCloser, error) {
 	under := &gathered{Conn: conn, reader: bufio.NewReaderSize(conn, bulkSize)}
 	s := &secured{tlsOver(under), under}
+	// Whoever has not shown a certificate yet holds a process as long as this lasts.
+	ctx, cancel := context.WithTimeout(ctx, handshakePatience)
+	defer cancel()
 	if err := s.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("tls handshake: %w", err)
