@@ -89,14 +89,14 @@ func lazyMigrate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := interruptible(c)
+	ctx, giveUp, cancel := untilInterrupted(c.Context)
 	defer cancel()
 	conn, err := dial(ctx, c, c.Args().Get(1))
 	if err != nil {
 		return err
 	}
 	stats, err := ct.Migrate(ctx, conn, libvz.MigrateOptions{
-		LinkTimeout: c.Duration("link-timeout"),
+		LinkTimeout: c.Duration("link-timeout"), GiveUp: giveUp,
 		Redial: func(ctx context.Context) (io.ReadWriteCloser, error) {
 			return libvz.Dial(ctx, c.Args().Get(1), dialOptions(c))
 		},

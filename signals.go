@@ -61,6 +61,42 @@ func interruptible(c *cli.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(c.Context, unix.SIGINT, unix.SIGTERM)
 }
 
+// untilInterrupted is for a verb after which a guest is elsewhere, and whose end in the
+// middle may be the guest's. The context ends at the first SIGINT, SIGTERM or SIGHUP;
+// who receives from again hears of each SIGINT and SIGTERM that comes just then. No
+// reader of our output that goes away ends us.
+func untilInterrupted(parent context.Context) (ctx context.Context, again <-chan struct{}, stop func()) {
+	ctx, cancel := context.WithCancel(parent)
+	caught, told := make(chan os.Signal, 8), make(chan struct{})
+	signals := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGPIPE}
+	if !signal.Ignored(unix.SIGHUP) { // as nohup wants it
+		signals = append(signals, unix.SIGHUP)
+	}
+	signal.Notify(caught, signals...)
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case s := <-caught:
+				if s == unix.SIGPIPE {
+					continue
+				}
+				cancel()
+				if s == unix.SIGHUP {
+					continue
+				}
+				select {
+				case told <- struct{}{}:
+				default:
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return ctx, told, func() { signal.Stop(caught); close(ended); cancel() }
+}
+
 // catchSignals begins to collect every signal that a guest should get. It is
 // called before the guest exists, so that none is lost and none kills vzrun
 // while a container is half made. Go's runtime asks a thread of its own for each

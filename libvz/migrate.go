@@ -59,6 +59,9 @@ type MigrateOptions struct {
 	LinkTimeout time.Duration
 	// Redial makes that connection, to the same host; nil = a lost one stays so.
 	Redial func(context.Context) (io.ReadWriteCloser, error)
+	// GiveUp ends the wait for that connection when something comes from it; at other
+	// times nobody receives. nil = the end of Migrate's ctx does, if it comes meanwhile.
+	GiveUp <-chan struct{}
 }
 
 // How the memory of a container moves.
@@ -98,6 +101,8 @@ type migration struct {
 	layers  []layer
 	missing []int // of layers, at the other side
 	ours    error // why it went wrong, where it was not CRIU's doing
+	gone    bool  // it runs at the other side with all of its memory, whatever fails here
+	left    bool  // and something of it is left here, which the next call removes
 	sent    sentFiles
 	last    lastPass
 }
@@ -124,7 +129,7 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 	moved.host = heard
 	c = &moved
 	m := &migration{c: c, caller: ctx, follow: follow, o: o, begun: time.Now()}
-	session, err := wire.New(conn, wire.Source)
+	session, err := greet(ctx, conn)
 	if err != nil {
 		return nil, fail("migrate", c.id, explainWire(err))
 	}
@@ -155,6 +160,22 @@ func (c *Container) Migrate(ctx context.Context, conn io.ReadWriteCloser, o Migr
 		return nil, err
 	}
 	return m.stats, nil
+}
+
+// greet begins to talk to a destination, as long as ctx lasts: ssh may be asking for a
+// password.
+func greet(ctx context.Context, conn io.ReadWriteCloser) (*wire.Session, error) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	session, err := wire.New(conn, wire.Source)
+	if ctx.Err() != nil {
+		err = ctx.Err()
+		if session != nil {
+			session.Close()
+		}
+		return nil, err
+	}
+	return session, err
 }
 
 // withCause says why a context was cancelled where an error only says that it was.
@@ -292,9 +313,15 @@ func (m *migration) move(ctx context.Context) error {
 	stats, err := m.c.dump(ctx, m.entry, d)
 	m.last.end()
 	switch {
+	case m.gone && err != nil:
+		// Nobody must take this for a migration that has failed.
+		m.c.host.warn(m.c.id, "it runs there; what is left of it here goes with the next call for it: %v", err)
+		m.left = true
 	case err == nil:
-	case errors.Is(err, ErrUnconfirmed):
+	case errors.Is(m.ours, ErrUnconfirmed):
 		return m.ours
+	case errors.Is(err, ErrUnconfirmed):
+		return err
 	case m.ours != nil:
 		return m.giveUp(errors.Join(m.ours, undone))
 	case ctx.Err() != nil:
@@ -302,7 +329,9 @@ func (m *migration) move(ctx context.Context) error {
 	default:
 		return m.giveUp(err)
 	}
-	m.stats.Pages, m.stats.Tasks = stats.Pages, stats.Tasks
+	if stats != nil {
+		m.stats.Pages, m.stats.Tasks = stats.Pages, stats.Tasks
+	}
 	return nil
 }
 
@@ -329,6 +358,9 @@ func (m *migration) finish() {
 		h.warn(id, "the other side was not told that the copy here is gone: %v", err)
 	} else {
 		m.session.Linger()
+	}
+	if m.left {
+		return
 	}
 	if err := store.RemoveTree(m.c.bundle(), migrationFolder); err != nil {
 		h.warn(id, "%v", err)

@@ -85,25 +85,39 @@ func (m *migration) commit() error {
 	var off *wire.Aborted
 	switch {
 	case err == nil:
-		return m.runsThere()
+		m.runsThere()
+		return nil
 	case errors.As(err, &off):
 		// It knows that nothing runs there.
 		back := ""
 		if isLazy(m.o.Mode) {
 			back = stepServing
 		}
-		return errors.Join(err, m.entry.Step(back))
+		m.know(back)
+		return err
 	}
 	return unconfirmed(m.c.id, m.o.Target, err)
 }
 
 // runsThere notes that the guest is known to run at the other side.
-func (m *migration) runsThere() error {
+func (m *migration) runsThere() {
 	m.follow.tell(MigrationEvent{Event: MigrationCommitted})
 	m.stats.Run = time.Since(m.begun).Seconds()
 	m.stats.Frozen = time.Since(m.plan.stopping).Seconds()
 	if isLazy(m.o.Mode) {
-		return m.entry.Step(stepHanded)
+		m.know(stepHanded)
+		return
 	}
-	return m.entry.Step(stepCommitted)
+	m.know(stepCommitted)
+	m.gone = true
+}
+
+// know notes what the other side has said of the guest. Where that cannot be written,
+// the journal has stepCommitting, which is right for the next call: it asks again.
+// This one goes by what it knows.
+func (m *migration) know(step string) {
+	if err := m.entry.Step(step); err != nil {
+		m.c.host.warn(m.c.id, "its migration goes on, but cannot be noted: %v", err)
+		m.entry.Operation.Step = step
+	}
 }

@@ -67,13 +67,13 @@ func (m *migration) serve(ctx, serving context.Context, pages *criu.PageServer) 
 	m.stats.Memory, m.stats.Pull = pages.Sent(), time.Since(at).Seconds()
 	switch {
 	case errors.Is(err, errNeverRan):
-		return errors.Join(err, m.entry.Step(stepServing))
+		m.know(stepServing)
+		return err
 	case err != nil:
 		return unconfirmed(m.c.id, m.o.Target, fmt.Errorf("its memory was on the way: %w", err))
 	}
-	if err := m.entry.Step(stepCommitted); err != nil {
-		return err
-	}
+	m.know(stepCommitted)
+	m.gone = true
 	return m.c.lc.Resume() // what is frozen cannot be ended; CRIU has stopped it
 }
 

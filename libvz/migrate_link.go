@@ -57,7 +57,9 @@ func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, e
 	m.session.Close() // what is left of it
 	ctx, cancel := context.WithTimeout(serving, m.o.LinkTimeout)
 	defer cancel()
-	defer context.AfterFunc(m.caller, cancel)()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	m.awaitGiveUp(ctx, giveUp)
 	for {
 		state, err := m.tryRejoin(ctx)
 		if err == nil {
@@ -70,14 +72,30 @@ func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, e
 			continue
 		case <-ctx.Done():
 		}
-		switch {
-		case m.caller.Err() != nil:
-			return nil, fmt.Errorf("%w: %w", lost, context.Cause(m.caller))
-		case serving.Err() != nil:
-			return nil, fmt.Errorf("%w: %w", lost, context.Cause(serving))
+		if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("%w: %w", lost, cause)
 		}
 		// What an attempt was answered is no answer to who has the guest.
 		return nil, fmt.Errorf("%w; there was no other within %v: %v", lost, m.o.LinkTimeout, err) //nolint:errorlint // see above
+	}
+}
+
+// awaitGiveUp calls giveUp when the caller does not want to wait any more. What the
+// caller wanted before the connection was lost does not count: then the guest ran there
+// already, and would be lost for a word that had no effect.
+func (m *migration) awaitGiveUp(ctx context.Context, giveUp context.CancelCauseFunc) {
+	switch {
+	case m.o.GiveUp != nil:
+		go func() {
+			select {
+			case <-m.o.GiveUp:
+				giveUp(context.Canceled)
+			case <-ctx.Done():
+			}
+		}()
+	case m.caller.Err() == nil:
+		stop := context.AfterFunc(m.caller, func() { giveUp(context.Cause(m.caller)) })
+		context.AfterFunc(ctx, func() { stop() })
 	}
 }
 
@@ -91,7 +109,7 @@ func (m *migration) tryRejoin(ctx context.Context) (string, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	session, err := wire.New(conn, wire.Source)
+	session, err := greet(ctx, conn)
 	if err != nil {
 		return "", err
 	}
@@ -124,9 +142,7 @@ func (m *migration) resumeAs(state string) (*wire.Stream, error) {
 	switch state {
 	case recordWaiting, recordRunning:
 		if m.entry.Operation.Step != stepHanded {
-			if err := m.runsThere(); err != nil {
-				return nil, err
-			}
+			m.runsThere()
 		}
 		if state == recordRunning {
 			return nil, nil

@@ -417,6 +417,41 @@ certificate() {
 	runs_at b
 }
 
+@test "lazy: neither a signal nor a reader that goes away ends it while memory comes" {
+	local reader
+	MODE=lazy
+	listen_b
+	small_guest
+	cut_at flaky commit:1:24000000:1
+	mkfifo "$T/progress"
+	# Whoever starts it over ssh and is gone then.
+	grep -m 1 '"step":"committing"' <"$T/progress" >"$T/seen" 3>&- &
+	reader=$!
+	spawn_on a "$T/progress" lazy-migrate --progress json --bandwidth 8M --stats "$T/stats" "$ID" "unix://$T/cut"
+	wait "$reader"
+	kill -HUP "$SPAWNED"
+	kill -INT "$SPAWNED"
+	kill -TERM "$SPAWNED"
+	# What came before the connection was lost does not end the attempts to make another.
+	wait_line "$T/cutter.log" '^cut$'
+	wait_exit "$SPAWNED"
+	cat "$T/receive.log"
+	jq -e '.links_lost == 1 and .memory_bytes > 48000000' "$T/stats"
+	runs_at b
+	start_over
+
+	# Then it can be ended, by whoever knows what that means.
+	small_guest
+	cut_at after committed
+	spawn_on a "$T/migrate.log" lazy-migrate "$ID" "unix://$T/cut"
+	wait_line "$T/migrate.log" 'connection is lost'
+	kill -INT "$SPAWNED"
+	wait_exit "$SPAWNED"
+	grep 'outcome unconfirmed' "$T/migrate.log"
+	has_status "$ID" paused
+	settled
+}
+
 @test "lazy: systemd reloads while the memory comes, however long that takes" {
 	BUNDLE=$(debian_bundle "$ID")
 	cp "$MEMORY" "$BUNDLE/rootfs/memory"

@@ -272,13 +272,19 @@ func (e *Entry) Begin(op Operation) error {
 	return e.Save()
 }
 
-// Step notes how far the operation is. It is on disk when Step returns.
+// Step notes how far the operation is. It is on disk when Step returns nil; else
+// the operation is as far as before, here as on disk: what undoes it goes by either.
 func (e *Entry) Step(name string) error {
 	if e.Operation == nil {
 		return errors.New("no operation has begun")
 	}
+	before := e.Operation.Step
 	e.Operation.Step = name
-	return e.Save()
+	if err := e.Save(); err != nil {
+		e.Operation.Step = before
+		return err
+	}
+	return nil
 }
 
 // End removes the operation from the record: it is done, or undone.

@@ -82,6 +82,37 @@ func TestJournalOutlivesItsHolder(t *testing.T) {
 	}
 }
 
+// What undoes an operation goes by its step: it must not be one that nobody knows of.
+func TestStepThatCannotBeWrittenIsNotTaken(t *testing.T) {
+	s := Open(t.TempDir())
+	e, err := s.Lock("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := e.Begin(Operation{Name: "checkpoint", Step: "begun"}); err != nil {
+		t.Fatal(err)
+	}
+	// In the place of the file that is about to replace the record.
+	inTheWay := temporary(s.path("a", ".json"))
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Step("committed"); err == nil || e.Operation.Step != "begun" {
+		t.Errorf("%v, step %q", err, e.Operation.Step)
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Read("a")
+	if err != nil || r.Operation.Step != "begun" {
+		t.Errorf("%v, on disk %+v", err, r)
+	}
+	if err := e.Step("committed"); err != nil || e.Operation.Step != "committed" {
+		t.Errorf("%v, step %q", err, e.Operation.Step)
+	}
+}
+
 func TestReadRefusesWhatItDoesNotKnow(t *testing.T) {
 	root := t.TempDir()
 	s := Open(root)

@@ -75,10 +75,11 @@ func dialSSH(u *url.URL, o DialOptions) (io.ReadWriteCloser, error) {
 	if strings.HasPrefix(host, "-") {
 		return nil, fmt.Errorf("%w: %.200q", ErrTarget, u.String())
 	}
-	// Ctrl-C ends the migration in an orderly way, for which the connection is
-	// needed: ssh leaves alone what it finds ignored. In another process group
-	// it could not ask for a password.
-	args = append([]string{"-c", `trap "" INT; exec "$@"`, "sh"}, args...)
+	// Ctrl-C, a terminal that is closed and timeout(1) reach all of the process group.
+	// They end the migration in an orderly way, for which the connection is needed:
+	// ssh leaves alone what it finds ignored. In another process group it could not
+	// ask for a password.
+	args = append([]string{"-c", `trap "" INT HUP TERM; exec "$@"`, "sh"}, args...)
 	cmd := exec.Command("/bin/sh", append(args, "-T", "-e", "none", "--", host, o.Remote)...)
 	cmd.Stderr = os.Stderr // its questions and complaints are for the user
 	in, err := cmd.StdinPipe()

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -56,6 +57,34 @@ func TestSSHIsGivenItsArguments(t *testing.T) {
 	want := "-i\nkey\n-p\n2222\n-T\n-e\nnone\n--\nme@host\nvzrun --root /x receive\n"
 	if err != nil || string(got) != want {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// Signals that reach all of the process group are vzrun's to handle, over ssh.
+func TestSSHOutlivesSignalsToItsGroup(t *testing.T) {
+	dir := t.TempDir()
+	fake := filepath.Join(dir, "ssh")
+	if err := os.WriteFile(fake, []byte("#!/bin/sh\nexec grep SigIgn /proc/self/status\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := Dial(t.Context(), "ssh://host", DialOptions{SSH: []string{fake}, Remote: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	line, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mask, _ := strings.Cut(strings.TrimSpace(string(line)), "\t")
+	ignored, err := strconv.ParseUint(mask, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []unix.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGTERM} {
+		if ignored&(1<<(s-1)) == 0 {
+			t.Errorf("%v is not ignored", s)
+		}
 	}
 }
 
