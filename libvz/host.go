@@ -189,8 +189,28 @@ func (h *Host) list() ([]*Container, []State, error) {
 		}
 		states, containers = append(states, s), append(containers, c)
 	}
+	errs = append(errs, h.healNew())
 	// ReadDir has sorted them by id.
 	return containers, states, errors.Join(errs...)
+}
+
+// healNew undoes what died before there was a container: a migration that was coming
+// has a bundle long before.
+func (h *Host) healNew() error {
+	ids, err := h.store.IDs()
+	if err != nil {
+		return fmt.Errorf("read journal: %w", err)
+	}
+	var errs []error
+	for _, id := range ids {
+		if _, err := os.Lstat(filepath.Join(h.opts.Root, id)); CheckID(id) != nil || !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := h.heal(id); err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrNotExist) {
+			errs = append(errs, fail("list", id, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // lock takes the container's lock for a change. An operation that died in the

@@ -95,7 +95,7 @@ func (h *Host) loseReceived(ctx context.Context, e *store.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := dropBundle(m.Bundle, m.Shared); err != nil {
+	if err := dropBundle(m); err != nil {
 		return err
 	}
 	return h.erase(ctx, e)
@@ -115,7 +115,7 @@ func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
 		if err := record.write(r); err != nil {
 			return err
 		}
-		if err := store.RemoveTree(op.Migration.Bundle, arrivalFolder); err != nil {
+		if err := keepBundle(op.Migration); err != nil {
 			h.warn(e.ID, "%v", err)
 		}
 		return h.keepRestored(ctx, e)
@@ -124,7 +124,6 @@ func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
 	if err := record.write(r); err != nil {
 		return err
 	}
-	bundle := op.Migration.Bundle
 	// The state goes with erase, and the journal with it: the files first.
 	if err := h.endWithoutCgroup(e.ID); err != nil {
 		return fmt.Errorf("end processes: %w", err)
@@ -132,7 +131,7 @@ func (h *Host) undoReceive(ctx context.Context, e *store.Entry) error {
 	if err := h.clear(ctx, e); err != nil {
 		return err
 	}
-	if err := dropBundle(bundle, op.Migration.Shared); err != nil {
+	if err := dropBundle(op.Migration); err != nil {
 		return err
 	}
 	return forget(e)

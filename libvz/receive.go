@@ -411,7 +411,7 @@ func (r *reception) finish(ctx context.Context, c *Container, stats *Stats) erro
 		return err
 	}
 	if c.arrival == nil {
-		if err := errors.Join(store.RemoveTree(r.bundle, arrivalFolder), r.entry.End()); err != nil {
+		if err := errors.Join(keepBundle(r.entry.Operation.Migration), r.entry.End()); err != nil {
 			h.warn(id, "%v", err)
 		}
 	}

@@ -14,6 +14,10 @@ import (
 // makeBundle makes the bundle for what comes, which the journal names already.
 func (r *reception) makeBundle(config []byte) error {
 	if err := os.Mkdir(r.bundle, 0o700); err != nil {
+		r.entry.Operation.Migration.Bundle = "" // that one is another's
+		return err
+	}
+	if err := store.WriteFile(filepath.Join(r.bundle, arrivalMark), []byte(r.offer.Token), 0o600); err != nil {
 		return err
 	}
 	dirs := []string{r.rootPlace()}

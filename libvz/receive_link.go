@@ -13,7 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vzrun/vzrun/libvz/internal/store"
 	"github.com/vzrun/vzrun/libvz/internal/wire"
 )
 
@@ -200,15 +199,16 @@ func (r *reception) awaitMemory(c *Container) error {
 	// All that has a name is removed here, under the container's lock: afterwards
 	// what has it may be another one's, which has come since.
 	var noted error
+	came := r.entry.Operation.Migration
 	c.arrival.note = func(arrived bool) {
 		r.link.close(filepath.Join(r.host.opts.Root, c.id))
 		r.faults = c.arrival.lazy.Faults()
 		m := &migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordLost, Faults: r.faults}
 		if arrived {
 			m.State = recordRunning
-			noted = errors.Join(r.record.write(m), store.RemoveTree(r.bundle, arrivalFolder))
+			noted = errors.Join(r.record.write(m), keepBundle(came))
 		} else {
-			noted = errors.Join(r.record.write(m), dropBundle(r.bundle, r.offer.Shared))
+			noted = errors.Join(r.record.write(m), dropBundle(came))
 		}
 	}
 	if err := c.AwaitMemory(context.Background()); err != nil {

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vzrun/vzrun/libvz/internal/store"
 )
@@ -39,10 +41,13 @@ const recordsFolder = ".migrations"
 // recordAt is the path of a record.
 type recordAt string
 
+// tokenDigits is the length of a migration's token.
+const tokenDigits = 32
+
 // recordOf returns the place of a migration's record; its token comes from the
 // other side.
 func recordOf(bundles, token string) (recordAt, error) {
-	if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(token) {
+	if len(token) != tokenDigits || strings.Trim(token, "0123456789abcdef") != "" {
 		return "", fmt.Errorf("%w: a token of a migration: %.100q", ErrRefused, token)
 	}
 	return recordAt(filepath.Join(bundles, recordsFolder, token+".json")), nil
@@ -91,13 +96,51 @@ func (p recordAt) remove() error {
 // them, as the bundle may be the same.
 const arrivalFolder = "arrival"
 
-// dropBundle removes a received bundle, or what came into a shared one.
-func dropBundle(bundle string, shared bool) error {
-	if bundle == "" {
+// arrivalMark is a file in a bundle that is being received, with the migration's token.
+// Who removes the bundle goes by it: long after a receive was killed there may be another
+// one's at that path.
+const arrivalMark = ".receiving"
+
+// dropBundle removes the bundle that a migration has brought, or what came into a
+// shared one; another's it leaves alone. It is idempotent: a bundle that is removed has
+// another name while that goes on.
+func dropBundle(m *store.Migration) error {
+	if m.Bundle == "" {
 		return nil
 	}
-	if shared {
-		return store.RemoveTree(bundle, arrivalFolder)
+	if m.Shared {
+		return store.RemoveTree(m.Bundle, arrivalFolder)
 	}
-	return store.RemoveTree(filepath.Dir(bundle), filepath.Base(bundle))
+	parent, unnamed := filepath.Dir(m.Bundle), ".dropped-"+m.Token
+	if err := store.RemoveTree(parent, unnamed); err != nil {
+		return err
+	}
+	token, err := readRegular(filepath.Join(m.Bundle, arrivalMark), tokenDigits)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		// Nobody's, or killed before it was marked: then there is nothing in it.
+		if err := os.Remove(m.Bundle); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+		return nil
+	case err != nil:
+		return fmt.Errorf("whose bundle it is: %w", err)
+	case string(token) != m.Token:
+		return nil
+	}
+	if err := os.Rename(m.Bundle, filepath.Join(parent, unnamed)); err != nil {
+		return err
+	}
+	return store.RemoveTree(parent, unnamed)
+}
+
+// keepBundle makes a bundle one that has not come from elsewhere.
+func keepBundle(m *store.Migration) error {
+	if err := store.RemoveTree(m.Bundle, arrivalFolder); err != nil || m.Shared {
+		return err
+	}
+	if err := os.Remove(filepath.Join(m.Bundle, arrivalMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

@@ -226,6 +226,21 @@ func (s *Store) All() ([]Record, error) {
 	return all, nil
 }
 
+// IDs returns the ids of which there are records, without locks.
+func (s *Store) IDs() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if id, isRecord := strings.CutSuffix(e.Name(), ".json"); isRecord {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
 // Begun returns the records with an operation that has not ended, without locks.
 // What comes and goes meanwhile may be missing, and what a newer version wrote.
 func (s *Store) Begun() ([]Record, error) {
