@@ -391,6 +391,9 @@ func (c *Container) atPostDump(ctx context.Context, e *store.Entry, d *dumpPlan,
 	if d.opts.LeaveRunning || d.opts.PreDump || d.opts.Lazy != nil {
 		return nil // a lazy one commits when its memory has gone
 	}
+	if err := ctx.Err(); err != nil {
+		return err // since CRIU asked; from here on it does not count
+	}
 	return e.Step(stepCommitted)
 }
 
@@ -427,7 +430,8 @@ func noteCriu(e *store.Entry) func(pid int) error {
 
 // afterDump removes what is left of a container that lives on in its images.
 func (c *Container) afterDump(ctx context.Context, e *store.Entry, links []vnet.Link) error {
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	// Its images are whole: it is no use to want it back now.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	if err := c.host.clear(ctx, e); err != nil {
 		return err

@@ -218,8 +218,15 @@ func (r *revival) startLazy(work string) error {
 		return withHint("say where it is served: --page-server ADDRESS:PORT", "the memory is not in the images, which are of a lazy checkpoint")
 	}
 	var err error
-	r.lazy, err = criu.StartLazyPages(o)
-	return err
+	if r.lazy, err = criu.StartLazyPages(o); err != nil {
+		return err
+	}
+	op := r.entry.Operation
+	if op.HolderStart, err = startTime(r.lazy.Pid()); err != nil {
+		return fmt.Errorf("holder of the memory: %w", err)
+	}
+	op.Holder = r.lazy.Pid()
+	return r.entry.Save()
 }
 
 // HoldMemoryVerb is the only argument with which libvz starts the program again for a
@@ -228,7 +235,8 @@ const HoldMemoryVerb = "hold-memory"
 
 // HoldMemory keeps a guest's tasks waiting that need memory which is missing, until it is
 // killed: otherwise they would find zeroes were the process killed that fills the memory.
-// It returns only where it was not libvz that started the program.
+// It returns where it was not libvz that started the program, and where there is nothing to
+// keep and whoever started it has ended.
 func HoldMemory() error { return criu.Hold(3) }
 
 // dialer connects from the network namespace that it is made in, once: a lazy
@@ -245,14 +253,7 @@ func dialer(address string) func(context.Context) (net.Conn, error) {
 }
 
 // memoryArrives notes that the guest runs without all of its memory.
-func (r *revival) memoryArrives() error {
-	start, err := startTime(r.lazy.Pid())
-	if err != nil {
-		return fmt.Errorf("holder of the memory: %w", err)
-	}
-	r.entry.Operation.Criu, r.entry.Operation.CriuStart = r.lazy.Pid(), start
-	return r.entry.Step(stepArriving)
-}
+func (r *revival) memoryArrives() error { return r.entry.Step(stepArriving) }
 
 // endRestore ends the journal of a restore. One whose memory still arrives is
 // ended by AwaitMemory; when it has failed, nobody waits for memory any more.
@@ -352,7 +353,11 @@ func (h *Host) undoArriving(ctx context.Context, e *store.Entry) error {
 	if err := cgroup.KillAll(ctx, paths); err != nil {
 		return fmt.Errorf("end processes: %w", err)
 	}
+	// CRIU may still be about to let the tasks go.
 	if err := killCriu(ctx, e.Operation.Criu, e.Operation.CriuStart); err != nil {
+		return err
+	}
+	if err := killCriu(ctx, e.Operation.Holder, e.Operation.HolderStart); err != nil {
 		return err
 	}
 	if e.Operation.Name == opReceive {

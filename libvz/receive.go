@@ -330,8 +330,12 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 		}
 		return r.consent(ctx, pid, begun)
 	}
-	// Once the word is there, the source's end is not the guest's.
-	stats, err := v.restore(context.WithoutCancel(ctx))
+	restoring, stop := r.untilPrepared(ctx)
+	defer stop()
+	stats, err := v.restore(restoring)
+	if cause := context.Cause(restoring); err != nil && cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w (%w)", cause, err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -347,6 +351,19 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	return c, stats, nil
 }
 
+// untilPrepared returns a context that ends with ctx until the guest has been offered to
+// the source: a task that lacks memory waits for ever if that cannot come any more, and
+// CRIU waits for it. Once the word is there, the source's end is not the guest's.
+func (r *reception) untilPrepared(ctx context.Context) (context.Context, func()) {
+	until, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if !r.prepared.Load() {
+			cancel(context.Cause(ctx))
+		}
+	})
+	return until, func() { stop(); cancel(nil) }
+}
+
 // consent is called when the guest is whole and stands still. Its nil lets it
 // run.
 func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error {
@@ -360,7 +377,11 @@ func (r *reception) consent(ctx context.Context, pid int, begun time.Time) error
 		return err
 	}
 	if r.revival.lazy != nil {
-		var err error
+		// Until the answer all of it can still be taken back.
+		err := r.revival.lazy.Failure()
+		if err != nil {
+			return err
+		}
 		if r.link, err = openLink(filepath.Join(r.host.opts.Root, r.offer.NewID)); err != nil {
 			return fmt.Errorf("socket for another connection: %w", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -105,6 +106,7 @@ type revival struct {
 	hostNet  *os.File // the host's network namespace, where CRIU has another; nil = it has not
 	coming   *linksComing
 	pid      int
+	decided  *atomic.Bool    // the guest runs, or is about to
 	subtree  string          // the container's cgroup2 directory
 	aside    string          // where criu is while the subtree is made; "" = it need not
 	waited   time.Duration   // CRIU for our consent
@@ -205,6 +207,7 @@ func (h *Host) newRevival(ctx context.Context, id, bundle string, spec *specs.Sp
 	r := &revival{
 		nascent: nascent{host: h, id: id, bundle: bundle, spec: spec, noPivot: o.NoPivot, noKeyring: o.NoNewKeyring},
 		images:  images, chain: chain, manifest: m, options: o, links: links, known: known,
+		decided: new(atomic.Bool),
 	}
 	return r, r.openFeatures()
 }
@@ -341,8 +344,13 @@ func (r *revival) runCriu(ctx context.Context) (*Stats, error) {
 		}
 	}
 	begun := time.Now()
+	ctx, stop := r.untilMemoryFails(ctx)
+	defer stop()
 	defer r.abortAfter(ctx)()
 	pid, measured, err := r.criu.Restore(ctx, r.opts)
+	if r.lazy != nil && err != nil {
+		err = errors.Join(r.lazy.Failure(), err)
+	}
 	r.awaitLinks() //nolint:errcheck // CRIU had no consent then
 	var ce *criu.Error
 	switch {

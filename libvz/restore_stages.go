@@ -57,6 +57,9 @@ func (r *revival) abortAfter(ctx context.Context) func() {
 			return
 		case <-time.After(abortGrace):
 		}
+		if r.decided.Load() {
+			return
+		}
 		kill, cancel := context.WithTimeout(context.Background(), killTimeout)
 		defer cancel()
 		if err := cgroup.KillAll(kill, slices.Collect(maps.Values(r.cgroups))); err != nil {
@@ -64,6 +67,21 @@ func (r *revival) abortAfter(ctx context.Context) func() {
 		}
 	}()
 	return func() { close(finished) }
+}
+
+// untilMemoryFails returns a context that ends with ctx, and when memory that a task may
+// be waiting for will not come: CRIU waits for that task.
+func (r *revival) untilMemoryFails(ctx context.Context) (context.Context, func()) {
+	ctx, end := context.WithCancel(ctx)
+	if r.lazy != nil {
+		lazy := r.lazy
+		go func() {
+			if lazy.Wait(ctx) != nil {
+				end()
+			}
+		}()
+	}
+	return ctx, end
 }
 
 // joinCgroups makes the container's cgroups, puts criu into them (what it
@@ -120,8 +138,12 @@ func (r *revival) growCgroups() error {
 	}
 	o := cgroup.CreateOptions{UIDs: r.spec.Linux.UIDMappings, GIDs: r.spec.Linux.GIDMappings}
 	if cgroups.IsCgroup2UnifiedMode() && len(r.manifest.Cgroups.Control) > 0 {
-		r.aside = r.subtree + "-criu"
-		r.entry.Operation.Cgroups[asideKey] = r.aside
+		aside := asideOf(r.subtree)
+		if err := ownCgroups(map[string]string{asideKey: aside}); err != nil {
+			return err
+		}
+		r.aside = aside
+		r.entry.Operation.Cgroups[asideKey] = aside
 		if err := r.entry.Save(); err != nil {
 			return err
 		}
@@ -132,6 +154,10 @@ func (r *revival) growCgroups() error {
 	}
 	return nil
 }
+
+// asideOf is the cgroup beside a container's in which criu works. No id has such a name
+// (CheckID): an undo ends whatever is in it.
+func asideOf(subtree string) string { return subtree + "@criu" }
 
 // comeBack brings the guest's processes that are still aside into the container's
 // cgroup: those that were in no other when they were saved. CRIU moves the rest.
@@ -156,7 +182,7 @@ func (r *revival) leaveAside(ctx context.Context) error {
 	if r.aside == "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	return cgroup.Remove(ctx, r.aside)
 }
@@ -194,8 +220,28 @@ func (r *revival) stage(s criu.Stage) error {
 		if err := r.writeState(s.Pid); err != nil {
 			return err
 		}
+		return r.decide(s.Pid)
+	case "pre-resume":
+		r.rearm()
+		r.refreeze()
+	case "orphan-pts-master":
+		return r.sendTerminal(s.File)
+	}
+	return nil
+}
+
+// decide lets the guest run: from here on nobody's wish to stop counts.
+func (r *revival) decide(init int) error {
+	r.decided.Store(true)
+	err := func() error {
+		if r.lazy != nil {
+			// It would run, and be ended for the memory that it lacks.
+			if err := r.lazy.Failure(); err != nil {
+				return err
+			}
+		}
 		if r.consent != nil {
-			if err := r.consent(s.Pid); err != nil {
+			if err := r.consent(init); err != nil {
 				return err
 			}
 		}
@@ -204,13 +250,11 @@ func (r *revival) stage(s criu.Stage) error {
 		}
 		r.host.keepMade(r.entry.Operation)
 		return r.entry.Step(stepCommitted)
-	case "pre-resume":
-		r.rearm()
-		r.refreeze()
-	case "orphan-pts-master":
-		return r.sendTerminal(s.File)
+	}()
+	if err != nil {
+		r.decided.Store(false)
 	}
-	return nil
+	return err
 }
 
 // setupNamespaces sets what CRIU does not save of a network namespace, and

@@ -204,6 +204,10 @@ func (h *Host) clear(ctx context.Context, e *store.Entry) error {
 			return fmt.Errorf("remove cgroup: %w", err)
 		}
 	}
+	// Nobody is left who would find zeroes.
+	if err := killCriu(ctx, e.Operation.Holder, e.Operation.HolderStart); err != nil {
+		return err
+	}
 	if err := h.takeDownNetwork(ctx, e.ID, e.Operation.Net); err != nil {
 		return err
 	}
@@ -235,7 +239,7 @@ func endCriu(ctx context.Context, pid int, start uint64) error {
 	return endPidfd(ctx, fd)
 }
 
-// killCriu ends a criu that nobody will tell to end.
+// killCriu ends a criu, or a holder of memory, that nobody will tell to end.
 func killCriu(ctx context.Context, pid int, start uint64) error {
 	fd, err := criuFD(pid, start)
 	if fd < 0 {

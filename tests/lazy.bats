@@ -122,6 +122,9 @@ ends() {
 # criu_of ROOT is the pid of the criu that an operation has noted.
 criu_of() { jq -er .operation.criu "$1/@/$ID.json"; }
 
+# holder_of ROOT is that of the process that keeps what is missing from being zeroes.
+holder_of() { jq -er .operation.holder "$1/@/$ID.json"; }
+
 is_step() { jq -e --arg step "$2" '.operation.step == $step' "$1/@/$ID.json"; }
 
 # halfway stops the source's criu, so that the memory arrives only in part: of the
@@ -255,7 +258,7 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 	rememberer
 	serve
 	halfway
-	kill -KILL "$(criu_of "$VZ_AWAY")"
+	kill -KILL "$(holder_of "$VZ_AWAY")"
 	ends "$AWAY_PID" 1
 	gone_away
 	ends "$HOME_PID" 1
@@ -268,7 +271,7 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 	rememberer
 	serve
 	halfway
-	holder=$(criu_of "$VZ_AWAY")
+	holder=$(holder_of "$VZ_AWAY")
 	kill -KILL "$AWAY_PID"
 	ends "$AWAY_PID" 137
 	kill -0 "$holder" # what is missing is no zeroes yet
@@ -283,6 +286,26 @@ gone_away() { fails 1 'does not exist' away state "$ID"; }
 	vz resume "$ID"
 	goes_on
 	vz checkpoint --leave-running --image-path "$IMAGES-2" "$ID"
+}
+
+@test "vzrun is killed before the guest is there: nothing stays" {
+	local criu holder
+	rememberer
+	serve
+	fetch
+	wait_until "$VZ_PATIENCE" criu_of "$VZ_AWAY"
+	criu=$(criu_of "$VZ_AWAY")
+	kill -STOP "$criu"
+	is_step "$VZ_AWAY" '' # it is being restored
+	holder=$(holder_of "$VZ_AWAY")
+	kill -KILL "$AWAY_PID"
+	ends "$AWAY_PID" 137
+	gone_away
+	has_ended "$criu"
+	has_ended "$holder"
+	kill -INT "$HOME_PID" # nobody has asked for the memory yet
+	ends "$HOME_PID" 1
+	goes_on
 }
 
 @test "vzrun is killed half-way: paused here, ended there" {

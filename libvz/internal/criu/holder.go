@@ -85,8 +85,8 @@ func (h *holder) end() {
 func holdMessage(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
 // Hold is what the command of LazyOptions.Holder does with its descriptor 3: it keeps the
-// descriptors open that come over it. It returns only where that is not such a socket; it
-// ends when it is killed.
+// descriptors open that come over it. It returns where that is not such a socket, and when
+// it holds nothing and nothing more can come; else it ends by being killed.
 func Hold(socket int) error {
 	held := map[uint32]int{}
 	message, rights := make([]byte, 4), make([]byte, unix.CmsgSpace(4))
@@ -97,6 +97,8 @@ func Hold(socket int) error {
 			continue
 		case err != nil && len(held) == 0:
 			return os.NewSyscallError("recvmsg", err)
+		case n < len(message) && len(held) == 0:
+			return nil
 		case err != nil || n < len(message): // whoever let us hold has ended
 			for {
 				unix.Pause() //nolint:errcheck // it returns after a signal

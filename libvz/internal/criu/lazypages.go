@@ -161,6 +161,16 @@ func (l *LazyPages) Wait(ctx context.Context) error {
 	}
 }
 
+// Failure returns why not all memory comes to its place, nil as long as it may.
+func (l *LazyPages) Failure() error {
+	select {
+	case <-l.memory.ended:
+		return l.memory.err
+	default:
+		return nil
+	}
+}
+
 // Faults tells how tasks waited for pages, after Wait.
 func (l *LazyPages) Faults() *FaultStats { return l.memory.faults() }
 

@@ -103,6 +103,9 @@ func (s *server) kill() error {
 // goes without asking is while it reads the tasks.
 const abortGrace = 30 * time.Second
 
+// abortLooks is how often in that time it is looked whose turn it is.
+const abortLooks = 30
+
 // abortAfter ends a criu that does not end by itself after ctx has. Somebody may
 // have stopped it. The function returned ends the watch.
 func (s *server) abortAfter(ctx context.Context) func() {
@@ -114,11 +117,20 @@ func (s *server) abortAfter(ctx context.Context) func() {
 		case <-ctx.Done():
 		}
 		s.cmd.Process.Signal(unix.SIGCONT) //nolint:errcheck // it may have ended
-		select {
-		case <-finished:
-		case <-time.After(abortGrace):
-			s.kill() //nolint:errcheck // likewise
+		tick := time.NewTicker(abortGrace / abortLooks)
+		defer tick.Stop()
+		for looks := 0; looks < abortLooks; {
+			select {
+			case <-finished:
+				return
+			case <-tick.C:
+			}
+			// It waits for us otherwise, and learns in a moment that there is no consent.
+			if s.working.Load() {
+				looks++
+			}
 		}
+		s.kill() //nolint:errcheck // likewise
 	}()
 	return func() { close(finished) }
 }
@@ -144,8 +156,7 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 		}
 		n := resp.GetNotify()
 		then := func() {}
-		// When the tasks run again there is nothing left to refuse.
-		if err = ctx.Err(); err == nil || n.GetScript() == "post-resume" {
+		if err = ctx.Err(); err == nil || isDecided(n.GetScript()) {
 			err = stage(Stage{Name: n.GetScript(), Pid: int(n.GetPid()), File: file, then: &then})
 		}
 		if file != nil {
@@ -162,6 +173,13 @@ func (s *server) do(ctx context.Context, req *rpc.CriuReq, stage func(Stage) err
 			then()
 		}
 	}
+}
+
+// isDecided tells of a stage that it comes when nothing can be refused any more: the tasks
+// are about to run, or do, whatever is answered. So all that belongs to it is done, also
+// where nobody wants it any more.
+func isDecided(script string) bool {
+	return script == "network-unlock" || script == "pre-resume" || script == "post-resume"
 }
 
 // refusal is our own word that an operation must not go on.

@@ -52,6 +52,10 @@ type Operation struct {
 	// zero where there is none.
 	Criu      int    `json:"criu,omitempty"`
 	CriuStart uint64 `json:"criu_start,omitempty"`
+	// Holder is likewise the process that keeps the userfaultfds of tasks which lack
+	// memory. It outlives an operation that dies, and ends after the tasks.
+	Holder      int    `json:"holder,omitempty"`
+	HolderStart uint64 `json:"holder_start,omitempty"`
 	// Cgroups are the directories that the operation may have filled with
 	// processes; an undo ends what is in them.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
