@@ -63,9 +63,13 @@ func (m *migration) rejoin(serving context.Context, lost error) (*wire.Stream, e
 	for {
 		state, err := m.tryRejoin(ctx)
 		if err == nil {
-			m.stats.LinksLost++
-			m.stats.LinkDown += time.Since(since).Seconds()
-			return m.resumeAs(state)
+			var stream *wire.Stream
+			if stream, err = m.resumeAs(state); !errors.Is(err, wire.ErrLost) {
+				m.stats.LinksLost++
+				m.stats.LinkDown += time.Since(since).Seconds()
+				return stream, err
+			}
+			m.session.Close() // as short as that was
 		}
 		select {
 		case <-time.After(redialPause):

@@ -178,7 +178,7 @@ func (r *reception) answerQuery(msg *wire.Message) error {
 	if conn, err := r.host.dialLink(record, linkGiveUp); err == nil {
 		conn.Close()
 	}
-	state, err := r.host.outcomeOf(record)
+	state, err := r.host.outcomeOf(record, nil)
 	if err != nil {
 		return r.refuse(err)
 	}
@@ -190,8 +190,9 @@ func (r *reception) answerQuery(msg *wire.Message) error {
 }
 
 // outcomeOf takes the lock of the container, and with it undoes or finishes a
-// migration whose vzrun has died; one that is still at work is waited for.
-func (h *Host) outcomeOf(record recordAt) (string, error) {
+// migration whose vzrun has died; one that is still at work is waited for. Between two
+// looks it asks isWaiting, if that is not nil: its true makes the answer recordWaiting.
+func (h *Host) outcomeOf(record recordAt, isWaiting func() bool) (string, error) {
 	r, err := record.read()
 	if err != nil {
 		return "", err
@@ -202,6 +203,9 @@ func (h *Host) outcomeOf(record recordAt) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), queryPatience)
 	defer cancel()
 	for {
+		if isWaiting != nil && isWaiting() {
+			return recordWaiting, nil
+		}
 		e, err := h.lock(r.ID)
 		if err == nil {
 			defer e.Close()

@@ -261,13 +261,19 @@ func (r *reception) takeLink(ctx context.Context, msg *wire.Message) error {
 	if err != nil {
 		return r.refuse(err)
 	}
-	if link, err := r.host.dialLink(record, linkPages); err == nil {
+	var link *net.UnixConn
+	// It may still be about to note that it has the word, and to wait for us.
+	state, err := r.host.outcomeOf(record, func() bool {
+		link, err = r.host.dialLink(record, linkPages)
+		return err == nil
+	})
+	if err == nil && state == recordWaiting {
 		defer link.Close()
 		if err := r.passPages(link, q.Compress); err != nil {
 			return explainRejoin(err)
 		}
+		state, err = r.host.outcomeOf(record, nil)
 	}
-	state, err := r.host.outcomeOf(record)
 	if err != nil {
 		return r.refuse(err)
 	}
