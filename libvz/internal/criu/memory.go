@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // memory fills the address spaces of restored tasks from a page server, and those of
@@ -207,6 +209,11 @@ func (m *memory) put(a asking, pages []byte) error {
 		waited, err := s.put(first, pages)
 		m.mu.Lock()
 		m.waits = append(m.waits, waited...)
+		if errors.Is(err, unix.EAGAIN) {
+			m.ahead.missed(f.aheadTask, first, first+a.count) // they come once more
+			m.fill()
+			err = nil
+		}
 		m.mu.Unlock()
 		if err != nil {
 			return err

@@ -37,24 +37,34 @@ type space struct {
 // follow sees to what the kernel tells, until there is nothing more to do.
 func (s *space) follow() error {
 	return s.uffd.follow(func(read func() ([]userfaultEvent, error)) error {
-		s.mu.Lock()
-		defer s.mu.Unlock()
 		for {
-			events, err := read()
+			err := s.hear(read)
 			if errors.Is(err, unix.EAGAIN) {
 				return nil
 			}
 			if err != nil {
 				return err
 			}
-			for i := range events {
-				if err := s.heard(&events[i]); err != nil {
-					return err
-				}
-			}
-			s.fillZeroes()
 		}
 	})
+}
+
+// hear takes some events in. A task may make them without an end: in between pages can be
+// put in place.
+func (s *space) hear(read func() ([]userfaultEvent, error)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	events, err := read()
+	if err != nil {
+		return err
+	}
+	for i := range events {
+		if err := s.heard(&events[i]); err != nil {
+			return err
+		}
+	}
+	s.fillZeroes()
+	return nil
 }
 
 // heard is called with mu locked.
@@ -134,10 +144,16 @@ func (s *space) fillZeroes() {
 // has told of, or is about to tell of.
 const changing = 100 * time.Microsecond
 
+// changingLong is for how long in all pages wait that cannot be put in place for that: a
+// task whose threads give up memory in circles must not hold up all others.
+const changingLong = 100 * time.Millisecond
+
 // put puts pages in place that have come, from the number first on, where they are
-// lacking. It returns how long tasks have waited for them.
+// lacking. It returns how long tasks have waited for them, and EAGAIN where the address
+// space has been changing all the time: then some of them may not be in place.
 func (s *space) put(first int, pages []byte) (waited []float64, err error) {
 	end := first + len(pages)/os.Getpagesize()
+	var changed time.Duration
 	for {
 		s.mu.Lock()
 		more, err := s.putSome(first, end, pages, &waited)
@@ -145,8 +161,9 @@ func (s *space) put(first int, pages []byte) (waited []float64, err error) {
 		if err == nil && !more {
 			return waited, nil
 		}
-		if errors.Is(err, unix.EAGAIN) && !s.mem.isOver() {
+		if errors.Is(err, unix.EAGAIN) && !s.mem.isOver() && changed < changingLong {
 			time.Sleep(changing) // see fillZeroes
+			changed += changing
 			continue
 		}
 		if err != nil {
