@@ -112,7 +112,7 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	}
 	d.know(known)
 	if o.Export != nil {
-		if d.export, err = c.prepareExport(&o, d); err != nil {
+		if d.export, err = c.prepareExport(ctx, &o, d); err != nil {
 			return nil, err
 		}
 		defer d.export.discard()

@@ -59,7 +59,7 @@ type export struct {
 
 // prepareExport refuses what can be refused before the guest is touched, and
 // says where the images go.
-func (c *Container) prepareExport(o *CheckpointOptions, d *dumpPlan) (exporter, error) {
+func (c *Container) prepareExport(ctx context.Context, o *CheckpointOptions, d *dumpPlan) (exporter, error) {
 	switch {
 	case o.PreDump:
 		return nil, withHint("export the checkpoint that ends the chain, without --parent-path", "a pre-dump holds memory only: %w as an archive", ErrUnsupported)
@@ -80,7 +80,7 @@ func (c *Container) prepareExport(o *CheckpointOptions, d *dumpPlan) (exporter, 
 	if cgroups.IsCgroup2UnifiedMode() {
 		about.Cgroups = "2"
 	}
-	if err := x.openTarget(about); err != nil {
+	if err := x.openTarget(ctx, about); err != nil {
 		return nil, err
 	}
 	if o.ImagePath != "" {
@@ -145,14 +145,14 @@ func (x *export) planTrees(bundle string) (*specs.Spec, error) {
 	return raw, nil
 }
 
-func (x *export) openTarget(about archive.About) (err error) {
+func (x *export) openTarget(ctx context.Context, about archive.About) (err error) {
 	o := x.options
 	if _, err := age.ParseRecipients(strings.NewReader(o.Recipients)); err != nil && o.Recipients != "" {
 		return withHint("age-keygen makes a pair of keys", "recipients: %w", err)
 	}
 	switch {
 	case o.Path == "":
-		x.target = archive.ToStream(o.To)
+		x.target, err = archive.ToStream(ctx, o.To)
 	case o.Layout:
 		x.target, err = archive.ToLayout(o.Path, about, o.Level > 0, store.RemoveTree)
 	default:

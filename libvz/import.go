@@ -86,7 +86,7 @@ func (h *Host) importArchive(ctx context.Context, id string, o ImportOptions) (i
 	if _, err := h.load(id); err == nil || errors.Is(err, ErrBusy) {
 		return nil, withHint("choose another id, or delete that container", "%w", ErrExist)
 	}
-	source, err := openArchive(o.ArchiveSource)
+	source, err := openArchive(ctx, o.ArchiveSource)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func (h *Host) importArchive(ctx context.Context, id string, o ImportOptions) (i
 	return h.settleImport(plan, id, contents)
 }
 
-func openArchive(o ArchiveSource) (*archive.Reader, error) {
+func openArchive(ctx context.Context, o ArchiveSource) (*archive.Reader, error) {
 	var identities []age.Identity
 	if o.Identity != "" {
 		var err error
@@ -131,9 +131,9 @@ func openArchive(o ArchiveSource) (*archive.Reader, error) {
 	var r *archive.Reader
 	var err error
 	if o.Path == "" {
-		r, err = archive.Read(o.From, identities)
+		r, err = archive.ReadFile(ctx, o.From, identities)
 	} else {
-		r, err = archive.Open(o.Path, identities)
+		r, err = archive.Open(ctx, o.Path, identities)
 	}
 	if err != nil {
 		return nil, err

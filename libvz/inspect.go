@@ -77,7 +77,7 @@ func inspect(ctx context.Context, s ArchiveSource, onProgress func(Event)) (*Ins
 	if _, err := os.Lstat(filepath.Join(s.Path, manifestName)); s.Path != "" && err == nil {
 		return inspectDirectory(s.Path)
 	}
-	source, err := openArchive(s)
+	source, err := openArchive(ctx, s)
 	if err != nil {
 		return nil, err
 	}

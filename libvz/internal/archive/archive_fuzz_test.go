@@ -42,7 +42,7 @@ func FuzzRead(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		r, err := Read(bytes.NewReader(data), nil)
+		r, err := read(bytes.NewReader(data), nil)
 		if err == nil {
 			defer r.Close()
 			var c *Contents

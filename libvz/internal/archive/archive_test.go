@@ -72,7 +72,7 @@ func write(t testing.TB, to Target, o Options, tree string) string {
 func unpack(t testing.TB, data []byte, identities ...age.Identity) (string, *Contents, error) {
 	t.Helper()
 	dir := t.TempDir()
-	r, err := Read(bytes.NewReader(data), identities)
+	r, err := read(bytes.NewReader(data), identities)
 	if err != nil {
 		return dir, nil, err
 	}
@@ -171,7 +171,7 @@ func TestDamageIsFound(t *testing.T) {
 }
 
 func verify(data []byte, identities ...age.Identity) (*Reader, *Contents, error) {
-	r, err := Read(bytes.NewReader(data), identities)
+	r, err := read(bytes.NewReader(data), identities)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -309,7 +309,7 @@ func TestBombIsBounded(t *testing.T) {
 	ok(t, w.WriteHeader(&tar.Header{Name: imagesFolder + "inventory.img", Size: 1 << 40}))
 	writeZeros(t, w, 64<<20)
 	ok(t, z.Close())
-	r, err := Read(&b, nil)
+	r, err := read(&b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +377,7 @@ func TestLayout(t *testing.T) {
 		t.Error(entries)
 	}
 	check := func() (*Contents, error) {
-		r, err := Open(path, nil)
+		r, err := Open(context.Background(), path, nil)
 		if err != nil {
 			return nil, err
 		}

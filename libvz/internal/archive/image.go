@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -18,8 +19,8 @@ import (
 )
 
 // Open begins to read the archive at a path, a file or the directory of an OCI image
-// layout, which the Reader closes. Errors are those of Read and of open(2).
-func Open(path string, identities []age.Identity) (*Reader, error) {
+// layout, which the Reader closes. Errors are those of ReadFile and of open(2).
+func Open(ctx context.Context, path string, identities []age.Identity) (*Reader, error) {
 	if isLayout(path) {
 		return openLayout(path, identities)
 	}
@@ -31,7 +32,7 @@ func Open(path string, identities []age.Identity) (*Reader, error) {
 		if st, err := f.Stat(); err == nil && st.IsDir() {
 			return nil, fmt.Errorf("%w: %s is a directory without %s", ErrForeign, path, layoutFile)
 		}
-		return Read(f, identities)
+		return ReadFile(ctx, f, identities)
 	}()
 	if err != nil {
 		f.Close()
@@ -79,7 +80,7 @@ func openLayout(dir string, identities []age.Identity) (*Reader, error) {
 		return nil, err
 	}
 	b := &blob{from: f, want: layer, sum: sha256.New()}
-	r, err := Read(b, identities)
+	r, err := read(b, identities)
 	if err != nil {
 		f.Close()
 		return nil, err

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -63,9 +64,23 @@ func (f *unframe) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Read begins to read an archive: how it is stored and what it declares. The
-// error wraps ErrForeign, ErrIdentity, ErrNewer or ErrDamaged.
-func Read(from io.Reader, identities []age.Identity) (*Reader, error) {
+// ReadFile begins to read an archive from a file that the caller has opened, perhaps
+// a pipe: how it is stored and what it declares. Reading ends with ctx, also where
+// nothing comes any more. The error wraps ErrForeign, ErrIdentity, ErrNewer or
+// ErrDamaged, or is that of ctx.
+func ReadFile(ctx context.Context, f *os.File, identities []age.Identity) (*Reader, error) {
+	from, err := fromFile(ctx, f)
+	if err != nil {
+		return nil, fmt.Errorf("archive: %w", err)
+	}
+	r, err := read(from, identities)
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err() // nothing is wrong with the archive
+	}
+	return r, err
+}
+
+func read(from io.Reader, identities []age.Identity) (*Reader, error) {
 	d, err := decode(from, identities)
 	if err != nil {
 		return nil, err
@@ -104,7 +119,7 @@ func (r *Reader) begin() error {
 	return header.check()
 }
 
-// Close frees what reading took. What was given to Read stays open.
+// Close frees what reading took. What was given to ReadFile stays open.
 func (r *Reader) Close() {
 	r.decoder.close()
 	if r.file != nil {

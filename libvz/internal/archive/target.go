@@ -25,22 +25,6 @@ type Target interface {
 	Discard()
 }
 
-// ToStream writes to a pipe or a descriptor that somebody else has opened. How
-// durable it is there is that one's business; a file is synced.
-func ToStream(f *os.File) Target { return &stream{f} }
-
-type stream struct{ *os.File }
-
-func (s *stream) wholeHash() hash.Hash { return nil }
-func (s *stream) Discard()             {}
-
-func (s *stream) commit(hash.Hash) error {
-	if err := s.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
-}
-
 // ToFile writes a new file, for nobody but its owner to read. Where the file
 // system can do that the file has no name until it is whole (O_TMPFILE,
 // open(2)), so that a process that is killed leaves nothing; elsewhere it leaves

@@ -307,7 +307,7 @@ func TestTreeInArchive(t *testing.T) {
 	ok(t, os.Chtimes(filepath.Join(dir, "changed"), time.Time{}, time.Unix(1, 2)))
 	var b into
 	write(t, &b, Options{Level: 1}, dir)
-	r, err := Read(bytes.NewReader(b.Bytes()), nil)
+	r, err := read(bytes.NewReader(b.Bytes()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,9 @@ func (r *Reader) Unpack(ctx context.Context, u Unpack) (*Contents, error) {
 		w.dir = dir
 	}
 	if err := w.all(); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // nothing is wrong with the archive
+		}
 		return nil, err
 	}
 	return &w.contents, nil
