@@ -155,8 +155,8 @@ func plant(t *testing.T, data []byte, upper bool) (string, error) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	u := &unpacker{root: root, upper: upper, buffer: make([]byte, 1<<20)}
-	return dir, u.unpack(context.Background(), bytes.NewReader(data))
+	u := &unpacker{ctx: context.Background(), root: root, upper: upper, buffer: make([]byte, 1<<20)}
+	return dir, u.unpack(bytes.NewReader(data))
 }
 
 func TestTreeIsKept(t *testing.T) {
@@ -297,6 +297,34 @@ func TestHostileTreesAreRefused(t *testing.T) {
 				t.Fatal(entries)
 			}
 		})
+	}
+}
+
+// A tar can say in a few bytes that a file has as many zeros as it likes. archive/tar
+// does not write that.
+func TestHolesInTreesAreRefused(t *testing.T) {
+	for version, records := range map[string]map[string]string{
+		"0.1": {"GNX.sparse.major": "0", "GNX.sparse.minor": "1", "GNX.sparse.size": "67108864", "GNX.sparse.numblocks": "0"},
+		"0.0": {"GNX.sparse.size": "67108864", "GNX.sparse.numblocks": "1", "GNX.sparse.map": "0,0"},
+	} {
+		data := hostile(t, &tar.Header{Name: "a", PAXRecords: records})
+		data = bytes.ReplaceAll(data, []byte("GNX."), []byte("GNU."))
+		if _, err := plant(t, data, false); !errors.Is(err, ErrUnsafe) {
+			t.Errorf("%s: %v", version, err)
+		}
+	}
+}
+
+// Who unpacks a file that has no end can give up.
+func TestLongFileCanBeGivenUp(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	f, err := os.Create(filepath.Join(t.TempDir(), "zeros"))
+	ok(t, err)
+	defer f.Close()
+	time.AfterFunc(50*time.Millisecond, cancel)
+	err = within(t, func() error { return copySparsely(ctx, f, zeros{}, 1<<62, make([]byte, 1<<20)) })
+	if !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 // nobody else's. Every parent is opened below it without following links
 // (openat2(2)), so that an entry is made in the tree or not at all.
 type unpacker struct {
+	ctx    context.Context
 	root   *os.File
 	upper  bool
 	buffer []byte
@@ -30,10 +31,10 @@ type folderTime struct {
 	at   time.Time
 }
 
-func (u *unpacker) unpack(ctx context.Context, from io.Reader) error {
+func (u *unpacker) unpack(from io.Reader) error {
 	r := tar.NewReader(from)
 	for {
-		if err := ctx.Err(); err != nil {
+		if err := u.ctx.Err(); err != nil {
 			return err
 		}
 		h, err := r.Next()
@@ -89,6 +90,9 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	name, err := cleanName(h.Name)
 	if err != nil {
 		return err
+	}
+	if isSparse(h) {
+		return unsafeArchive("it has holes that its size does not tell of")
 	}
 	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) > 1<<32-2 || int64(h.Gid) > 1<<32-2 {
 		return unsafeArchive("its owner is no id")
@@ -174,15 +178,18 @@ func (u *unpacker) regular(dir *os.File, base string, size int64, content io.Rea
 	}
 	f := os.NewFile(uintptr(fd), base)
 	defer f.Close()
-	if err := copySparsely(f, content, size, u.buffer); err != nil {
+	if err := copySparsely(u.ctx, f, content, size, u.buffer); err != nil {
 		return err
 	}
 	return f.Close()
 }
 
 // copySparsely writes size bytes, and holes for long zeros.
-func copySparsely(f *os.File, content io.Reader, size int64, buffer []byte) error {
+func copySparsely(ctx context.Context, f *os.File, content io.Reader, size int64, buffer []byte) error {
 	for at := int64(0); at < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := io.ReadFull(content, buffer[:min(int64(len(buffer)), size-at)])
 		if err != nil {
 			return err

@@ -339,8 +339,8 @@ func (w *walk) tree(name string, h *tar.Header) error {
 	r, pipe := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		u := &unpacker{root: root, upper: name == Diff, buffer: make([]byte, 1<<20)}
-		err := u.unpack(w.ctx, r)
+		u := &unpacker{ctx: w.ctx, root: root, upper: name == Diff, buffer: make([]byte, 1<<20)}
+		err := u.unpack(r)
 		if err == nil {
 			_, err = io.Copy(io.Discard, r)
 		}
