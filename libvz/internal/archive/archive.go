@@ -25,6 +25,7 @@ import (
 	"strings"
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
+	"golang.org/x/sys/unix"
 )
 
 // newestFormat is the version of archives that are written; a higher one is refused.
@@ -61,8 +62,14 @@ const (
 // no trees are small.
 const (
 	maxSmall   = 16 << 20
+	maxHeader  = 1 << 20
 	maxDigests = 64 << 20
 	maxMembers = 200_000
+	// maxName bounds the path of a member, and of a file in a tree: no system call
+	// takes a longer one. maxNames is the sum of all members', twice what as many
+	// images as there may be have.
+	maxName  = unix.PathMax
+	maxNames = 16 << 20
 )
 
 var (

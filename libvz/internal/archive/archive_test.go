@@ -212,6 +212,16 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// longNames are many that are not too long each.
+func longNames() []*tar.Header {
+	long := strings.Repeat("x", maxName-10)
+	var all []*tar.Header
+	for n := range maxNames/len(long) + 1 {
+		all = append(all, &tar.Header{Name: fmt.Sprintf("%s-%d", long, n)})
+	}
+	return all
+}
+
 func TestHostileArchivesAreRefused(t *testing.T) {
 	inventory := func() *tar.Header { return &tar.Header{Name: imagesFolder + "inventory.img"} }
 	for name, tc := range map[string]struct {
@@ -229,6 +239,8 @@ func TestHostileArchivesAreRefused(t *testing.T) {
 		"twice":         {[]*tar.Header{inventory(), inventory()}, ErrUnsafe},
 		"twice, dotted": {[]*tar.Header{inventory(), {Name: "./" + imagesFolder + "inventory.img"}}, ErrUnsafe},
 		"long":          {[]*tar.Header{inventory(), {Name: configName, Size: maxSmall + 1}}, ErrUnsafe},
+		"long name":     {[]*tar.Header{inventory(), {Name: "volumes/" + strings.Repeat("x", maxName)}}, ErrUnsafe},
+		"long names":    {longNames(), ErrUnsafe},
 		"no images":     {[]*tar.Header{{Name: configName}}, ErrForeign},
 		"foreign":       {[]*tar.Header{{Name: "./", Typeflag: tar.TypeDir}, {Name: "./checkpoint/", Typeflag: tar.TypeDir}, {Name: "./" + imagesFolder + "inventory.img"}, {Name: "volumes/x.tar"}}, nil},
 	} {

@@ -107,7 +107,7 @@ func (r *Reader) begin() error {
 		r.first = h
 		return nil
 	}
-	data, err := r.small(h)
+	data, err := r.small(h, maxHeader)
 	if err != nil {
 		return err
 	}
@@ -127,9 +127,9 @@ func (r *Reader) Close() {
 	}
 }
 
-// small reads a member that belongs to the frame.
-func (r *Reader) small(h *tar.Header) ([]byte, error) {
-	if h.Typeflag != tar.TypeReg || h.Size > maxDigests {
+// small reads a member that belongs to the frame, of so many bytes at most.
+func (r *Reader) small(h *tar.Header, most int64) ([]byte, error) {
+	if h.Typeflag != tar.TypeReg || h.Size > most {
 		return nil, damaged("member %s", h.Name)
 	}
 	data, err := io.ReadAll(r.tar)

@@ -148,6 +148,10 @@ func (p *packer) folder(dir *os.File, prefix string) error {
 }
 
 func (p *packer) named(dir *os.File, name, full string) error {
+	// With what an overlay's may have in front of its last part, or behind it.
+	if len(full)+len("/"+whiteoutOpaque) > maxName {
+		return fmt.Errorf("%.100q... is a path of %d bytes, which no restore could make", full, len(full))
+	}
 	st, err := lstatAt(dir, name)
 	if err != nil {
 		return err

@@ -213,6 +213,36 @@ func TestChangedTreeIsNoticed(t *testing.T) {
 	}
 }
 
+// A guest can make a path that is longer than a system call takes. An archive with it
+// could be written, and not be unpacked.
+func TestLongPathsAreRefused(t *testing.T) {
+	top, err := os.Open(t.TempDir())
+	ok(t, err)
+	defer top.Close()
+	name := strings.Repeat("d", 250)
+	at := int(top.Fd())
+	for range maxName/len(name) + 1 {
+		ok(t, unix.Mkdirat(at, name, 0o700))
+		next, err := unix.Openat(at, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		ok(t, err)
+		defer unix.Close(next)
+		at = next
+	}
+	tree := &Tree{Dir: top.Name()}
+	err = tree.measure(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "no restore could make") {
+		t.Error(err)
+	}
+}
+
+// Nor does a tar with such a path fill errors and memory with it.
+func TestLongNameInTree(t *testing.T) {
+	_, err := plant(t, hostile(t, &tar.Header{Name: strings.Repeat("x", 1<<19)}), false)
+	if !errors.Is(err, ErrUnsafe) || len(err.Error()) > 2*maxName {
+		t.Errorf("%.100v...", err)
+	}
+}
+
 // Whiteouts need devices and trusted attributes.
 func TestWhiteouts(t *testing.T) {
 	if os.Geteuid() != 0 {

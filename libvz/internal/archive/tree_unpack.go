@@ -45,7 +45,7 @@ func (u *unpacker) unpack(from io.Reader) error {
 			return err
 		}
 		if err := u.entry(h, r); err != nil {
-			return fmt.Errorf("%q: %w", h.Name, err)
+			return fmt.Errorf("%.*q: %w", maxName, h.Name, err)
 		}
 	}
 	for i := len(u.times) - 1; i >= 0; i-- {
@@ -59,6 +59,9 @@ func (u *unpacker) unpack(from io.Reader) error {
 // cleanName returns the path of an entry below the root, "." for itself.
 func cleanName(name string) (string, error) {
 	name = strings.TrimSuffix(name, "/")
+	if len(name) > maxName {
+		return "", unsafeArchive("the path has %d bytes", len(name))
+	}
 	if name == "" || name != path.Clean(name) || path.IsAbs(name) || name == ".." || strings.HasPrefix(name, "../") || strings.ContainsRune(name, 0) {
 		return "", unsafeArchive("the path leads out of the tree")
 	}

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -102,6 +103,7 @@ type walk struct {
 	unpack   Unpack
 	dir      *os.File // for images; nil = only verify
 	seen     map[string]bool
+	names    int // bytes of them
 	contents Contents
 	images   int64
 	done     int64
@@ -170,6 +172,9 @@ func (w *walk) end() error {
 // it, and "/" behind folders.
 func (w *walk) memberName(h *tar.Header) (string, error) {
 	name := h.Name
+	if len(name) > maxName {
+		return "", unsafeArchive("a member's name has %d bytes", len(name))
+	}
 	if w.reader.Header == nil {
 		name = strings.TrimPrefix(name, "./")
 	}
@@ -197,8 +202,9 @@ func (w *walk) member(h *tar.Header) error {
 		return unsafeArchive("member %q is there twice", name)
 	}
 	w.seen[name] = true
-	if len(w.seen) > maxMembers {
-		return unsafeArchive("it has more than %d members", maxMembers)
+	w.names += len(name)
+	if len(w.seen) > maxMembers || w.names > maxNames {
+		return unsafeArchive("it has more than %d members, or their names more than %d bytes", maxMembers, maxNames)
 	}
 	if h.Typeflag == tar.TypeDir {
 		if w.reader.Header != nil && name+"/" != imagesFolder {
@@ -385,21 +391,33 @@ func (l *limited) Write(p []byte) (int, error) {
 
 // digests compares what was read with what was written.
 func (w *walk) digests(h *tar.Header) error {
-	data, err := w.reader.small(h)
+	data, err := w.reader.small(h, maxDigests)
 	if err != nil {
 		return err
 	}
-	var written []Member
-	if err := json.Unmarshal(data, &written); err != nil {
-		return damaged("digests: %w", err)
+	// One after the other: a list of nothings takes much more memory than text.
+	written := json.NewDecoder(bytes.NewReader(data))
+	if begin, err := written.Token(); err != nil || begin != json.Delim('[') {
+		return damaged("its digests are no list")
 	}
-	if len(written) != len(w.contents.Members) {
-		return damaged("it has %d members, %d were written", len(w.contents.Members), len(written))
-	}
-	for i, is := range w.contents.Members {
-		if was := written[i]; is != was {
+	n := 0
+	for ; written.More(); n++ {
+		if n == len(w.contents.Members) {
+			return damaged("it has %d members, more were written", n)
+		}
+		var was Member
+		if err := written.Decode(&was); err != nil {
+			return damaged("digests: %w", err)
+		}
+		if is := w.contents.Members[n]; is != was {
 			return damaged("member %s is not what was written", is.Name)
 		}
+	}
+	if _, err := written.Token(); err != nil {
+		return damaged("digests: %w", err)
+	}
+	if n != len(w.contents.Members) {
+		return damaged("it has %d members, %d were written", len(w.contents.Members), n)
 	}
 	return nil
 }
@@ -410,7 +428,7 @@ func (w *walk) last(h *tar.Header) error {
 		return damaged("it has no digests")
 	}
 	is := hex.EncodeToString(w.reader.frame.hash.Sum(nil))
-	was, err := w.reader.small(h)
+	was, err := w.reader.small(h, maxSmall)
 	if err != nil {
 		return err
 	}
