@@ -35,6 +35,9 @@ const (
 	privateImages = "checkpoint"
 )
 
+// makeSmaller is what can be done about archive.ErrTooLarge.
+const makeSmaller = "remove the file, or make it smaller: an archive has all zeros of its holes"
+
 // export is an archive in the making.
 type export struct {
 	host    *Host
@@ -71,6 +74,12 @@ func (c *Container) prepareExport(ctx context.Context, o *CheckpointOptions, d *
 	x := &export{host: c.host, id: c.id, options: *o.Export, created: d.state.Created, logged: true}
 	var err error
 	if x.spec, err = x.planTrees(c.bundle()); err != nil {
+		return nil, err
+	}
+	x.host.event(Event{ID: x.id, Step: "looking at the rootfs"})
+	if err := archive.CheckSizes(ctx, x.trees); errors.Is(err, archive.ErrTooLarge) {
+		return nil, withHint(makeSmaller, "export: %w", err)
+	} else if err != nil {
 		return nil, err
 	}
 	about := archive.About{
@@ -337,6 +346,8 @@ func (x *export) explain(err error) error {
 		return err
 	case errors.Is(x.failure, unix.ENOSPC), errors.Is(x.failure, unix.EDQUOT):
 		return withHint("the guest goes on; free some space, or export to another file system", "%w", x.failure)
+	case errors.Is(x.failure, archive.ErrTooLarge):
+		return withHint("the guest goes on; "+makeSmaller, "%w", x.failure)
 	}
 	return withHint("the guest goes on, and nothing of the archive is left", "%w", x.failure)
 }

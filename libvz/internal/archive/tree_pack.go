@@ -45,10 +45,14 @@ type Tree struct {
 }
 
 // measure finds out how long the tar will be, which its header has to tell
-// before its content.
+// before its content. It reads no content, and refuses more of it than a disk has.
 func (t *Tree) measure(ctx context.Context) error {
 	count := &counter{}
-	p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(count), zeros: make([]byte, 1<<20)}
+	p := &packer{ctx: ctx, tree: t, tar: tar.NewWriter(count), count: count}
+	var err error
+	if p.most, err = roomFor(t.Dir); err != nil {
+		return err
+	}
 	t.gone, t.disk = nil, 0
 	if err := p.pack(); err != nil {
 		return err
@@ -91,8 +95,9 @@ type packer struct {
 	ctx     context.Context
 	tree    *Tree
 	tar     *tar.Writer
-	zeros   []byte  // content while it is measured
 	content *Writer // copies content; nil while it is measured
+	count   *counter
+	most    int64 // bytes of content that there may be, while it is measured
 	mount   uint64
 	links   map[inode]string // files with more than one name
 }
@@ -131,9 +136,6 @@ func lstatAt(dir *os.File, name string) (*unix.Statx_t, error) {
 
 // folder packs what is in a directory, in the order of names.
 func (p *packer) folder(dir *os.File, prefix string) error {
-	if err := p.ctx.Err(); err != nil {
-		return err
-	}
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -148,6 +150,9 @@ func (p *packer) folder(dir *os.File, prefix string) error {
 }
 
 func (p *packer) named(dir *os.File, name, full string) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
 	// With what an overlay's may have in front of its last part, or behind it.
 	if len(full)+len("/"+whiteoutOpaque) > maxName {
 		return fmt.Errorf("%.100q... is a path of %d bytes, which no restore could make", full, len(full))
@@ -258,18 +263,11 @@ func readlinkAt(dir *os.File, name string) (string, error) {
 
 func (p *packer) regular(dir *os.File, name string, h *tar.Header, size int64) error {
 	h.Typeflag, h.Size = tar.TypeReg, size
+	if p.content == nil {
+		return p.measured(h)
+	}
 	if err := p.tar.WriteHeader(h); err != nil {
 		return err
-	}
-	if p.content == nil { // only measured
-		for left := size; left > 0; {
-			n, err := p.tar.Write(p.zeros[:min(left, int64(len(p.zeros)))])
-			if err != nil {
-				return err
-			}
-			left -= int64(n)
-		}
-		return nil
 	}
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
