@@ -39,7 +39,7 @@ func ToFile(path string) (Target, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR):
-		if err := sweep(dir, hiddenName(path), removeFile); err != nil {
+		if err := sweep(dir, hiddenName(path), unix.S_IFREG, removeFile); err != nil {
 			return nil, err
 		}
 		f.hidden, f.File, err = lockedFile(dir, hiddenName(path))
@@ -112,12 +112,51 @@ func (f *file) Discard() {
 func hiddenName(path string) string { return "." + filepath.Base(path) + ".vzrun-" }
 
 func lockedFile(dir, prefix string) (string, *os.File, error) {
-	path := filepath.Join(dir, prefix+rand.Text())
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	return makeLocked(dir, prefix, func(path string) (*os.File, error) {
+		return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	})
+}
+
+// makeTries bounds how often something is made anew that another sweep has removed.
+const makeTries = 100
+
+// errSwept says that a sweep was between the making of something and its lock.
+var errSwept = errors.New("removed by another vzrun")
+
+// makeLocked has create make something with a new name, and locks it. Before the lock
+// another sweep takes it for what a killed process has left: then it is made again.
+func makeLocked(dir, prefix string, create func(path string) (*os.File, error)) (path string, f *os.File, err error) {
+	for range makeTries {
+		path = filepath.Join(dir, prefix+rand.Text())
+		if f, err = create(path); err == nil {
+			if err = lock(f, path); err == nil {
+				return path, f, nil
+			}
+			f.Close()
+			os.Remove(path) // perhaps the sweep could not
+		}
+		if !errors.Is(err, errSwept) {
+			break
+		}
 	}
-	return path, f, err
+	return "", nil, err
+}
+
+// lock locks a file, which must still be the one at the path then.
+func lock(f *os.File, path string) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return errSwept
+	} else if err != nil {
+		return &os.PathError{Op: "lock", Path: path, Err: err}
+	}
+	var is, was unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &was); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if unix.Lstat(path, &is) != nil || is.Dev != was.Dev || is.Ino != was.Ino {
+		return errSwept
+	}
+	return nil
 }
 
 // Remover removes what is named in a directory with all that is in it, never
@@ -126,30 +165,50 @@ type Remover func(dir, name string) error
 
 func removeFile(dir, name string) error { return os.Remove(filepath.Join(dir, name)) }
 
-// sweep removes what processes that were killed have left: names that begin
-// with prefix and that nobody has locked.
-func sweep(dir, prefix string, remove Remover) error {
+// sweep removes what processes that were killed have left: files of one kind
+// (unix.S_IFDIR, ...) whose names begin with prefix, and that nobody has locked. The
+// directory may be everybody's, such as /var/tmp: what others have put there, or
+// mounted, is not touched, and what cannot be removed waits for the next sweep.
+func sweep(dir, prefix string, kind uint32, remove Remover) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
+	parent, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
 	for _, e := range entries {
 		if len(e.Name()) <= len(prefix) || e.Name()[:len(prefix)] != prefix {
 			continue
 		}
-		f, err := os.OpenFile(filepath.Join(dir, e.Name()), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		if err != nil {
-			continue // somebody else's, or gone
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			err = remove(dir, e.Name())
-		}
-		f.Close()
-		if err != nil {
-			return err
+		if f := openOwn(parent, e.Name(), kind); f != nil {
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				_ = remove(dir, e.Name())
+			}
+			f.Close()
 		}
 	}
 	return nil
+}
+
+// openOwn opens a file of that kind that is ours; nil = it is not. No mount is asked:
+// whoever serves a file system may let us wait for ever.
+func openOwn(parent *os.File, name string, kind uint32) *os.File {
+	fd, err := unix.Openat2(int(parent.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != kind || int(st.Uid) != os.Geteuid() {
+		unix.Close(fd) //nolint:errcheck // nothing was written
+		return nil
+	}
+	return os.NewFile(uintptr(fd), name)
 }
 
 // Folder is a private directory for what is on its way into an archive or out of
@@ -164,22 +223,28 @@ type Folder struct {
 // NewFolder makes one in parent, closed to all others, after it has removed those
 // of the same prefix that killed processes have left there.
 func NewFolder(parent, prefix string, remove Remover) (*Folder, error) {
-	if err := sweep(parent, prefix, remove); err != nil {
+	if err := sweep(parent, prefix, unix.S_IFDIR, remove); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(parent, prefix+rand.Text())
-	if err := os.Mkdir(path, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(path)
-	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
+	path, f, err := makeLocked(parent, prefix, makeFolder)
 	if err != nil {
-		os.Remove(path)
 		return nil, err
 	}
 	return &Folder{Path: path, lock: f, remove: remove}, nil
+}
+
+func makeFolder(path string) (*os.File, error) {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errSwept
+	}
+	if err != nil {
+		os.Remove(path)
+	}
+	return f, err
 }
 
 // Rename gives the folder the name that it was made for, in the same directory,
