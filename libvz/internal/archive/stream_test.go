@@ -126,6 +126,7 @@ func TestStream(t *testing.T) {
 		target := toEnd(ctx, t, kind, to)
 		_, err := image.Seek(0, io.SeekStart)
 		ok(t, err)
+		written := make(chan error, 1)
 		go func() {
 			defer to.Close()
 			w, err := NewWriter(ctx, target, Plan{Images: size}, Options{})
@@ -135,9 +136,7 @@ func TestStream(t *testing.T) {
 			if err == nil {
 				_, err = w.Commit()
 			}
-			if err != nil {
-				t.Error(kind, err)
-			}
+			written <- err
 		}()
 		r, err := ReadFile(ctx, from, nil)
 		ok(t, err)
@@ -146,6 +145,7 @@ func TestStream(t *testing.T) {
 			t.Error(kind, err)
 		}
 		r.Close()
+		ok(t, <-written)
 
 		from, to = ends(t, kind)
 		target = toEnd(ctx, t, kind, to)
