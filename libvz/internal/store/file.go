@@ -3,7 +3,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -70,69 +69,4 @@ func syncDir(dir string) error {
 		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
-}
-
-// RemoveTree removes the directory name below parent and all that is in it,
-// never through a symbolic link and never into another mount: every step is an
-// openat2(2) with RESOLVE_NO_XDEV and RESOLVE_BENEATH, and a mount point found
-// on the way is an error (EXDEV, or EBUSY from unlinkat), not emptied. A tree
-// that is not there is no error.
-func RemoveTree(parent, name string) error {
-	dir, err := unix.Open(parent, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open %s: %w", parent, err)
-	}
-	defer unix.Close(dir)
-	if err := removeAt(dir, name); err != nil {
-		return fmt.Errorf("remove %s: %w", filepath.Join(parent, name), err)
-	}
-	return nil
-}
-
-func removeAt(parent int, name string) error {
-	err := unix.Unlinkat(parent, name, 0)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if !errors.Is(err, unix.EISDIR) {
-		return fmt.Errorf("unlink %s: %w", name, err)
-	}
-	fd, err := unix.Openat2(parent, name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	})
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open %s: %w", name, err)
-	}
-	d := os.NewFile(uintptr(fd), name)
-	defer d.Close()
-	// Who holds a console may add a file to its log meanwhile, once or twice.
-	for range 3 {
-		if _, err = d.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		names, err := d.Readdirnames(-1)
-		if err != nil {
-			return err
-		}
-		for _, n := range names {
-			if err := removeAt(fd, n); err != nil {
-				return err
-			}
-		}
-		err = unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		if !errors.Is(err, unix.ENOTEMPTY) {
-			return fmt.Errorf("rmdir %s: %w", name, err)
-		}
-	}
-	return fmt.Errorf("rmdir %s: %w", name, unix.ENOTEMPTY)
 }

@@ -5,8 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestLockIsExclusive(t *testing.T) {
@@ -137,66 +135,6 @@ func TestReadRefusesWhatItDoesNotKnow(t *testing.T) {
 		if _, err := s.Lock(name); errors.Is(err, ErrLocked) {
 			t.Errorf("%s: lock leaked", name)
 		}
-	}
-}
-
-func TestRemoveTreeStaysInside(t *testing.T) {
-	dir := t.TempDir()
-	outside := filepath.Join(dir, "outside")
-	tree := filepath.Join(dir, "tree", "sub")
-	for _, d := range []string{outside, tree} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	keep := filepath.Join(outside, "keep")
-	if err := os.WriteFile(keep, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(outside, filepath.Join(tree, "link")); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mkfifo(filepath.Join(tree, "exec.fifo"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := RemoveTree(dir, "tree"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(keep); err != nil {
-		t.Fatalf("followed a link: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "tree")); !errors.Is(err, os.ErrNotExist) {
-		t.Fatalf("tree is still there: %v", err)
-	}
-	if err := RemoveTree(dir, "tree"); err != nil {
-		t.Fatalf("not idempotent: %v", err)
-	}
-}
-
-func TestRemoveTreeStopsAtMounts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	dir := t.TempDir()
-	source, target := filepath.Join(dir, "rootfs"), filepath.Join(dir, "state", "criu-root")
-	for _, d := range []string{source, target} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	keep := filepath.Join(source, "etc-passwd")
-	if err := os.WriteFile(keep, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(target, unix.MNT_DETACH) //nolint:errcheck // best effort
-	if err := RemoveTree(dir, "state"); err == nil {
-		t.Error("a mount point was removed")
-	}
-	if _, err := os.Stat(keep); err != nil {
-		t.Fatalf("the rootfs was emptied: %v", err)
 	}
 }
 
