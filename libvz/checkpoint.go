@@ -75,7 +75,7 @@ type CheckpointOptions struct {
 //
 // The images are durable before the first task ends, and so is an archive that is
 // a file. Errors wrap ErrStatus,
-// ErrBusy, fs.ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
+// ErrBusy (the container, or the directory), fs.ErrExist (the directory), ErrUnsupported (no or an old CRIU) or
 // ErrRefused (what runs in the guest cannot be saved) as they fit.
 func (c *Container) Checkpoint(ctx context.Context, o CheckpointOptions) (*Stats, error) {
 	var stats *Stats
@@ -127,14 +127,10 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 			return nil, err
 		}
 	}
-	if err := d.manifest.checkParent(images); err != nil {
+	defer d.close()
+	replaces, err := d.openImages(images, o)
+	if err != nil {
 		return nil, err
-	}
-	replaces := d.manifest.replaces(images, o)
-	if !replaces {
-		if err := newImageDir(images); err != nil {
-			return nil, err
-		}
 	}
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, fmt.Errorf("create work directory: %w", err)
@@ -143,7 +139,6 @@ func (c *Container) checkpoint(ctx context.Context, e *store.Entry, o Checkpoint
 	if err := c.planPages(e, d, o); err != nil {
 		return nil, err
 	}
-	defer d.close()
 	is, err := c.lc.Status()
 	if err != nil {
 		return nil, err
@@ -170,8 +165,9 @@ type dumpPlan struct {
 	system   bool // a whole operating system
 	export   exporter
 	listener net.Listener // for who wants the memory of a lazy one; may be nil
-	sent     int64        // bytes of memory
-	sealed   bool         // the images are complete
+	locks    imageLocks
+	sent     int64 // bytes of memory
+	sealed   bool  // the images are complete
 	// handOver, where not nil, is called in place of the commit, and undo in
 	// place of undoCheckpoint where handOver did not leave the outcome open:
 	// the images go to another host, and need not outlive this one.
@@ -194,6 +190,7 @@ func (d *dumpPlan) close() {
 	if d.listener != nil {
 		d.listener.Close()
 	}
+	d.locks.Close()
 }
 
 // saveCgroups records the guest's own cgroups. Only while its tasks are

@@ -55,6 +55,7 @@ func (h *Host) Clone(ctx context.Context, id, images string, o CloneOptions) (*C
 		return nil, nil, fail("clone", id, err)
 	}
 	defer r.entry.Close()
+	defer r.locks.Close()
 	stats, err := r.restore(ctx)
 	if err == nil {
 		r.clone.renewing = r.clone.renew(ctx, r.container(), r.pid)
@@ -127,7 +128,13 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	images, m, chain, err := openCheckpoint(images)
+	var locks imageLocks
+	defer func() {
+		if retErr != nil {
+			locks.Close()
+		}
+	}()
+	images, m, chain, err := locks.openCheckpoint(images, o.AutoDedup)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +160,7 @@ func (h *Host) prepareClone(ctx context.Context, id, images string, o CloneOptio
 	if err != nil {
 		return nil, err
 	}
-	r := &revival{nascent: nascent{host: h, id: id, bundle: cl.bundle, entry: entry}, clone: cl}
+	r := &revival{nascent: nascent{host: h, id: id, bundle: cl.bundle, entry: entry}, clone: cl, locks: locks}
 	defer func() {
 		if retErr != nil {
 			retErr = r.settle("clone", cl.explain(retErr))
@@ -211,7 +218,7 @@ func (h *Host) completeClone(ctx context.Context, r *revival, images string, cha
 	if err != nil {
 		return err
 	}
-	full.entry, full.clone = entry, cl
+	full.entry, full.clone, full.locks = entry, cl, r.locks
 	*r = *full
 	return nil
 }

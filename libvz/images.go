@@ -79,15 +79,27 @@ type manifest struct {
 // that exists must hold no images: overwriting the last good one with one
 // that may fail would leave none.
 func newImageDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return fmt.Errorf("create image directory: %w", err)
+	if err := makeImageDir(dir); err != nil {
+		return err
 	}
 	names, err := imageNames(dir)
 	if err != nil {
 		return fmt.Errorf("image directory: %w", err)
 	}
-	if len(names) > 0 {
+	// One that was to be replaced comes back when that is undone.
+	aside, err := imageNames(filepath.Join(dir, replacedFolder))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image directory: %w", err)
+	}
+	if len(names)+len(aside) > 0 {
 		return withHint("choose another --image-path, or remove what is there", "%s holds a checkpoint already, or other image files: %w", dir, fs.ErrExist)
+	}
+	return nil
+}
+
+func makeImageDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return fmt.Errorf("create image directory: %w", err)
 	}
 	return nil
 }
@@ -250,31 +262,32 @@ func (m *manifest) chain(dir string) ([]string, error) {
 }
 
 // checkParent refuses to build a checkpoint in dir on what is no pre-dump of the
-// same guest, or on one that lacks something.
-func (m *manifest) checkParent(dir string) error {
+// same guest, or on one that lacks something. It returns the directories of all
+// pre-dumps that it builds on.
+func (m *manifest) checkParent(dir string) ([]string, error) {
 	if m.Parent == "" {
-		return nil
+		return nil, nil
 	}
 	const hint = "name the directory of the last --pre-dump, relative to --image-path"
 	if filepath.IsAbs(m.Parent) {
-		return withHint(hint, "--parent-path %s is not relative to the images", m.Parent)
+		return nil, withHint(hint, "--parent-path %s is not relative to the images", m.Parent)
 	}
 	path := filepath.Join(dir, m.Parent)
 	p, err := loadManifest(path)
 	if err != nil {
-		return withHint(hint, "--parent-path: %w", err)
+		return nil, withHint(hint, "--parent-path: %w", err)
 	}
 	switch {
 	case p.Spec == nil || p.ID != m.ID || containerUUID(p.Spec) != containerUUID(m.Spec):
-		return withHint(hint, "parent %s is of another container", path)
+		return nil, withHint(hint, "parent %s is of another container", path)
 	case !p.PreDump:
-		return withHint(hint, "parent %s is no pre-dump", path)
+		return nil, withHint(hint, "parent %s is no pre-dump", path)
 	}
-	_, err = p.chain(path)
+	chain, err := p.chain(path)
 	if err == nil {
 		err = p.checkFiles(path)
 	}
-	return err
+	return chain, err
 }
 
 // useUp notes that what is in dir can be restored no second time.

@@ -70,7 +70,7 @@ func TestCheckParent(t *testing.T) {
 		"../1/../../x": "no such file",
 	} {
 		m := manifest{ID: "a", Parent: parent, Spec: &specs.Spec{}}
-		err := m.checkParent(filepath.Join(base, "new"))
+		_, err := m.checkParent(filepath.Join(base, "new"))
 		switch {
 		case want == "" && err != nil, want != "" && (err == nil || !strings.Contains(err.Error(), want)):
 			t.Errorf("%q: %v, want %q", parent, err, want)

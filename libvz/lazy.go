@@ -85,6 +85,7 @@ func (c *Container) lazyDump(e *store.Entry, d *dumpPlan, serve func(ctx context
 		if err := e.Step(stepServing); err != nil {
 			return err
 		}
+		d.locks.Close() // nothing more is written, and the other side may read here
 		c.host.event(Event{ID: c.id, Step: "serving memory"})
 		pages.ReadFrom(d.tasks)
 		err := serve(ctx, pages, func() error {
@@ -277,6 +278,7 @@ func (r *revival) endRestore(failed error) error {
 type arrival struct {
 	entry *store.Entry
 	lazy  *criu.LazyPages
+	locks imageLocks // where memory may come from
 	// note, if not nil, is told the end before the lock is released, and before
 	// the page server is: that all is there, or that the guest has been ended.
 	note func(arrived bool)
@@ -294,6 +296,7 @@ func (c *Container) AwaitMemory(ctx context.Context) error {
 		return nil
 	}
 	defer a.entry.Close()
+	defer a.locks.Close()
 	err := a.lazy.Wait(ctx)
 	if err == nil {
 		// The source's copy ends at our word: by then nobody may end this one

@@ -228,6 +228,10 @@ func (m *migration) run(ctx context.Context) error {
 		return nil
 	}
 	images := filepath.Join(c.bundle(), migrationFolder)
+	defer m.plan.close()
+	if err := m.plan.haveAlone(images); err != nil {
+		return m.giveUp(err)
+	}
 	if err := newImageDir(images); err != nil {
 		return m.giveUp(err)
 	}

@@ -313,6 +313,7 @@ func (r *reception) restore(ctx context.Context) (*Container, *Stats, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	v.locks.Close() // the images are this call's own, as the bundle is
 	v.entry = r.entry
 	r.revival = v
 	// The files are synced while CRIU restores, and before the source hears of it.

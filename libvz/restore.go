@@ -67,6 +67,7 @@ func (h *Host) Restore(ctx context.Context, id, bundle, images string, o Restore
 	}
 	defer func() {
 		if r.lazy == nil {
+			r.locks.Close()
 			r.entry.Close()
 		}
 	}()
@@ -86,7 +87,7 @@ func (r *revival) container() *Container {
 		c.init = &Process{proc: proc}
 	}
 	if r.lazy != nil {
-		c.arrival = &arrival{entry: r.entry, lazy: r.lazy}
+		c.arrival = &arrival{entry: r.entry, lazy: r.lazy, locks: r.locks}
 	}
 	return c
 }
@@ -96,6 +97,7 @@ type revival struct {
 	nascent
 	images   string
 	chain    []string // images, and the pre-dumps that they build on
+	locks    imageLocks
 	manifest *manifest
 	options  RestoreOptions
 	opts     criu.RestoreOptions
@@ -134,13 +136,14 @@ func (h *Host) prepareRestore(ctx context.Context, id, bundle, images string, o 
 		return r, nil
 	}
 	if r.entry, err = h.claim(id); err != nil {
+		r.locks.Close()
 		return nil, err
 	}
 	return r, nil
 }
 
-// planRestore is what of prepareRestore needs no lock.
-func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o RestoreOptions) (*revival, error) {
+// planRestore is what of prepareRestore needs no lock of the container's.
+func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o RestoreOptions) (_ *revival, retErr error) {
 	spec, bundle, err := specOf(bundle, o.Spec)
 	if err != nil {
 		return nil, err
@@ -148,7 +151,13 @@ func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o Res
 	if o.cgroup != "" {
 		spec.Linux.CgroupsPath = o.cgroup
 	}
-	images, m, chain, err := openCheckpoint(images)
+	var locks imageLocks
+	defer func() {
+		if retErr != nil {
+			locks.Close()
+		}
+	}()
+	images, m, chain, err := locks.openCheckpoint(images, o.AutoDedup)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +184,12 @@ func (h *Host) planRestore(ctx context.Context, id, bundle, images string, o Res
 	if err := placeNetwork(spec, m.Spec, m.Links, links); err != nil {
 		return nil, err
 	}
-	return h.newRevival(ctx, id, bundle, spec, images, chain, m, links, o)
+	r, err := h.newRevival(ctx, id, bundle, spec, images, chain, m, links, o)
+	if err != nil {
+		return nil, err
+	}
+	r.locks = locks
+	return r, nil
 }
 
 // openCheckpoint returns the absolute path of a checkpoint, its manifest and

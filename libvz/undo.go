@@ -62,6 +62,11 @@ func (h *Host) undo(e *store.Entry) error {
 	case opReceive:
 		return h.undoReceive(ctx, e)
 	case "checkpoint":
+		locks, others := othersImages(e)
+		defer locks.Close()
+		if others {
+			op.Images = ""
+		}
 		if op.Step == stepCommitted && !h.initAlive(e.ID) {
 			if err := undoImages(op); err != nil {
 				return err

@@ -243,6 +243,46 @@ let_criu_go() { timeout "$VZ_PATIENCE" tee "$VZ_TMP/gate" <<<go >/dev/null; }
 	clean_end
 }
 
+@test "two checkpoints into one directory: the second is refused, and not undone with the first" {
+	local other=$ID-other bundle
+	counter_up
+	bundle=$(app_bundle "$other" sleep 1000)
+	app_up "$bundle" "$other"
+	slow_criu
+	spawn "$VZ_TMP/checkpoint.log" "$VZRUN" --root "$VZ_ROOT" --criu "$CRIU" checkpoint --image-path "$IMAGES" "$ID"
+	wait_file "$VZ_TMP/held"
+	fails 3 'another checkpoint or a restore is at work' vz checkpoint --image-path "$IMAGES" "$other"
+	fails 3 'a checkpoint writes into' vz restore --detach --bundle "$bundle" --image-path "$IMAGES" "$other-new"
+	has_status "$other" running
+	crash
+	# CRIU has not written anything yet: there is room for another.
+	vz checkpoint --image-path "$IMAGES" "$other"
+	let_criu_go
+	has_status "$ID" running
+	app_restore "$bundle" "$other" "$IMAGES"
+	has_status "$other" running
+	vz delete --force "$other"
+	IMAGES=$VZ_TMP/images-own
+	counter_lives
+	clean_end
+}
+
+@test "images that are read are not replaced, and those that are written are not read" {
+	counter_up
+	vz checkpoint --leave-running --image-path "$IMAGES" "$ID"
+	fails 3 'at work on the images' flock --shared "$IMAGES" "$VZRUN" --root "$VZ_ROOT" checkpoint --image-path "$IMAGES" "$ID"
+	has_status "$ID" running
+	# Nobody has the directory when that is over: no child of vzrun, no guest.
+	flock --nonblock "$IMAGES" true
+	vz checkpoint --image-path "$IMAGES" "$ID"
+	fails 3 'a checkpoint writes into' flock "$IMAGES" "$VZRUN" --root "$VZ_ROOT" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+	fails 3 'at work on the images' flock --shared "$IMAGES" "$VZRUN" --root "$VZ_ROOT" restore --detach --auto-dedup --bundle "$BUNDLE" --image-path "$IMAGES" "$ID"
+	flock --shared --close "$IMAGES" "$VZRUN" --root "$VZ_ROOT" --log "$VZ_TMP/launch.log" restore --detach --bundle "$BUNDLE" --image-path "$IMAGES" "$ID" </dev/null >/dev/null 2>&1 3>&-
+	flock --nonblock "$IMAGES" true
+	counter_lives
+	clean_end
+}
+
 @test "checkpoint is killed while CRIU dumps" {
 	local file
 	counter_up

@@ -295,7 +295,7 @@ func (r *relay) copyDescriptors() error {
 	}
 	for _, e := range entries {
 		n, err := strconv.Atoi(e.Name())
-		if err != nil || n < 3 || n >= high || open(n) {
+		if err != nil || n < 3 || n >= high || open(n) || r.locked(e.Name()) {
 			continue
 		}
 		fd, _, errno := syscall.Syscall(sysPidfdGetfd, uintptr(pidfd), uintptr(n), 0)
@@ -316,6 +316,12 @@ func (r *relay) copyDescriptors() error {
 		r.copied = append(r.copied, n)
 	}
 	return nil
+}
+
+// locked tells whether vzrun has a lock by that descriptor, as on images.
+func (r *relay) locked(fd string) bool {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", r.vzrunPid, fd))
+	return err == nil && strings.Contains(string(info), "\nlock:")
 }
 
 func open(fd int) bool {
