@@ -52,6 +52,7 @@ func (h *Host) undo(e *store.Entry) error {
 		return err
 	}
 	if op.Private != "" {
+		h.removeLinks(e) // the images in it say which
 		if err := store.RemoveTree(filepath.Dir(op.Private), filepath.Base(op.Private)); err != nil {
 			return fmt.Errorf("remove images: %w", err)
 		}
@@ -106,12 +107,7 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 	if e.Operation.Step == stepShared {
 		return e.End() // it stays paused: see lazyDump
 	}
-	if e.Operation.Step != stepCommitted && e.Operation.Images != "" && e.Operation.Init != 0 && h.initAlive(e.ID) {
-		if err := criu.RemoveLinks(e.Operation.Images, e.Operation.Init); err != nil {
-			// Names too many: not worth a container that cannot be used.
-			h.warn(e.ID, "names that CRIU has given to deleted files may be left: %v", err)
-		}
-	}
+	h.removeLinks(e)
 	if err := undoImages(e.Operation); err != nil {
 		return err
 	}
@@ -122,28 +118,61 @@ func (h *Host) undoCheckpoint(e *store.Entry) error {
 	if err != nil {
 		return err
 	}
-	st, err := lc.Status()
-	if err == nil && st == libcontainer.Paused && !e.Operation.Paused {
-		if err := lc.Resume(); err != nil {
-			return fmt.Errorf("thaw: %w", err)
-		}
-	}
-	if err == nil && st != libcontainer.Stopped {
-		if err := refreezeGuest(e); err != nil {
-			return err
-		}
-	}
-	if err == nil && st != libcontainer.Stopped && e.Operation.Init != 0 {
-		if err := unlockNetwork(e.Operation.Init); err != nil {
-			// Where there is no packet filter to ask, there is no lock.
-			h.warn(e.ID, "%v", err)
-		}
+	if err := h.letGo(e, lc); err != nil {
+		return err
 	}
 	// A lazy checkpoint that the other side has given up.
 	if err := os.Remove(filepath.Join(h.opts.Root, e.ID, unconfirmedMark)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return e.End()
+}
+
+// removeLinks removes names that the CRIU of a checkpoint has given to deleted files,
+// which it does itself, unless it is killed.
+func (h *Host) removeLinks(e *store.Entry) {
+	op := e.Operation
+	if op.Step == stepCommitted || op.Images == "" || op.Init == 0 || !h.initAlive(e.ID) {
+		return
+	}
+	if err := criu.RemoveLinks(op.Images, op.Init); err != nil {
+		// Names too many: not worth a container that cannot be used.
+		h.warn(e.ID, "names that CRIU has given to deleted files may be left: %v", err)
+	}
+}
+
+// freezable is what letGo needs of a container.
+type freezable interface {
+	Status() (libcontainer.Status, error)
+	Resume() error
+}
+
+// letGo lets a container run, and speak, that a checkpoint has held.
+func (h *Host) letGo(e *store.Entry, c freezable) error {
+	st, err := c.Status()
+	if err != nil {
+		// It might stay frozen for good, with an empty journal.
+		return fmt.Errorf("look whether it is frozen: %w", err)
+	}
+	if st == libcontainer.Stopped {
+		return nil
+	}
+	if st == libcontainer.Paused && !e.Operation.Paused {
+		if err := c.Resume(); err != nil {
+			return fmt.Errorf("thaw: %w", err)
+		}
+	}
+	if err := refreezeGuest(e); err != nil {
+		return err
+	}
+	if e.Operation.Init == 0 {
+		return nil
+	}
+	if err := unlockNetwork(e.Operation.Init); err != nil {
+		// Where there is no packet filter to ask, there is no lock.
+		h.warn(e.ID, "%v", err)
+	}
+	return nil
 }
 
 // undoImages leaves of a checkpoint's images those that are to stay.

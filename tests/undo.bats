@@ -166,6 +166,13 @@ restore_faults() {
 	((CODE != 0))
 	has_status "$ID" running
 	[[ $(cd "$BUNDLE/rootfs/d" && echo *) == 'b link_remap.1' ]]
+	# With nobody left, the next call goes by images of which only an archive was to stay.
+	faulty post-dump asked kill-both checkpoint --link-remap --export "$VZ_TMP/archive.tar" "$ID"
+	over
+	((CODE == 137))
+	has_status "$ID" running
+	[[ $(cd "$BUNDLE/rootfs/d" && echo *) == 'b link_remap.1' ]]
+	[[ -z $(find "$VZ_TMP" -name 'remap-fpath.img' -not -path "$IMAGES/*") ]]
 	faulty post-dump told kill-vzrun checkpoint --link-remap --image-path "$IMAGES-2" "$ID"
 	over
 	[[ -n $(status_of "$ID") ]] || comes_back

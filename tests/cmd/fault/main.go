@@ -6,7 +6,7 @@
 //
 // WHEN is asked (vzrun has not heard of the stage) or told (vzrun has done its
 // work for it and criu has not heard that). ACTION is kill-vzrun, kill-criu,
-// stop-criu or hold, which waits until DIR/gate, a fifo, is written to. DIR/stages
+// kill-both, stop-criu or hold, which waits until DIR/gate, a fifo, is written to. DIR/stages
 // gets the name of each stage, DIR/done is made when the action has been carried
 // out, and the relay has nothing of vzrun's any more unless it goes on.
 //
@@ -250,6 +250,9 @@ func (r *relay) act(stage, when string) bool {
 	switch want[2] {
 	case "kill-vzrun":
 		err = syscall.Kill(r.vzrunPid, syscall.SIGKILL)
+	case "kill-both":
+		// criu learns nothing of the first: its other end is here.
+		err = errors.Join(syscall.Kill(r.vzrunPid, syscall.SIGKILL), syscall.Kill(r.criuPid, syscall.SIGKILL))
 	case "kill-criu":
 		err = syscall.Kill(r.criuPid, syscall.SIGKILL)
 	case "stop-criu":
