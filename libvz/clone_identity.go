@@ -150,6 +150,7 @@ func (h *Host) renewInterrupted(ctx context.Context, id string) {
 	}
 }
 
+// renewGuest gives up after renewTime, however little the guest lets it do.
 func renewGuest(ctx context.Context, c *Container, pid int) error {
 	init := guest.Init(c.guestInit())
 	if init == "" {
@@ -162,9 +163,22 @@ func renewGuest(ctx context.Context, c *Container, pid int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTime)
 	defer cancel()
-	if init == guest.Systemd {
-		return guest.StartUnit(ctx, pid, uint32(uid), uint32(gid), guest.RenewUnit)
+	return errorWithin(ctx, func() error {
+		if init == guest.Systemd {
+			return guest.StartUnit(ctx, pid, uint32(uid), uint32(gid), guest.RenewUnit)
+		}
+		return renewByShell(ctx, c.host, c.id)
+	})
+}
+
+// renewByShell has a handle of its own: libcontainer locks it for as long as the guest
+// lets a process begin, which its root can stop on the way.
+func renewByShell(ctx context.Context, h *Host, id string) error {
+	lc, err := libcontainer.Load(h.opts.Root, id)
+	if err != nil {
+		return err
 	}
+	c := &Container{host: h, id: id, lc: lc}
 	p, err := c.loginProcess()
 	if err != nil {
 		return err
@@ -175,6 +189,9 @@ func renewGuest(ctx context.Context, c *Container, pid int) error {
 	if err != nil {
 		return err
 	}
+	// Also for one that begins when nobody waits for it any more.
+	stop := context.AfterFunc(ctx, func() { hook.Signal(unix.SIGKILL) }) //nolint:errcheck // it may have ended
+	defer stop()
 	code, err := hook.Wait()
 	if err == nil && code != 0 {
 		err = fmt.Errorf("sh: exit code %d", code)

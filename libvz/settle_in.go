@@ -103,14 +103,8 @@ func reloadInit(ctx context.Context, pid int, config *configs.Config) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- guest.Reload(ctx, pid, uint32(uid), uint32(gid)) }()
-	select {
-	case err = <-failed:
-		return err
-	case <-ctx.Done(): // files of the guest can hold up whoever opens them
-		return context.Cause(ctx)
-	}
+	// Files of the guest can hold up whoever opens them.
+	return errorWithin(ctx, func() error { return guest.Reload(ctx, pid, uint32(uid), uint32(gid)) })
 }
 
 // numbersPidfds tells whether the kernel gives each pidfd a number of its own.

@@ -194,6 +194,19 @@ func answerWithin(ctx context.Context, fn func() string) (string, bool) {
 	}
 }
 
+// errorWithin is answerWithin for what only fails: with the context's cause, where
+// that ends first.
+func errorWithin(ctx context.Context, fn func() error) error {
+	failed := make(chan error, 1)
+	go func() { failed <- fn() }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // hostnameOf returns the host name in the UTS namespace of a process.
 func hostnameOf(pid int) string {
 	ns, err := unix.Open(procPath(pid, "ns/uts"), unix.O_RDONLY|unix.O_CLOEXEC, 0)

@@ -254,6 +254,26 @@ is_saved() {
 	is_saved sid
 }
 
+### Clones
+
+@test "a clone is not waited for where its shell stands still" {
+	guest_bundle busybox-init
+	app_up "$BUNDLE" "$ID"
+	[[ $(vz ready --timeout "${VZ_PATIENCE}s" "$ID") == running ]]
+	rm "$BUNDLE/rootfs/bin/sh"
+	printf '%s\n' '#!/bin/busybox sh' 'kill -STOP $$' >"$BUNDLE/rootfs/bin/sh"
+	chmod 0755 "$BUNDLE/rootfs/bin/sh"
+	vz checkpoint --image-path "$T/images" "$ID"
+	timeout --foreground "$(slow 60)" "$VZRUN" --root "$VZ_ROOT" --id-record "$VZ_TMP/ids.json" restore --detach --clone-of "$T/images" "$ID-2" \
+		</dev/null >/dev/null 2>"$T/err" 3>&- || {
+		cat "$T/err"
+		return 1
+	}
+	grep -q 'what must be unique was not made anew in the guest' "$T/err"
+	has_status "$ID-2" running
+	vz delete --force "$ID-2"
+}
+
 ### Failed services
 
 @test "a service of OpenRC that fails is named" {
