@@ -257,6 +257,22 @@ func TestReadFileTakesOnlyFiles(t *testing.T) {
 	}
 }
 
+// fill writes to a fifo until nothing more fits in.
+func fill(t *testing.T, name string) {
+	t.Helper()
+	fd, err := syscall.Open(name, syscall.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	for err == nil {
+		_, err = syscall.Write(fd, make([]byte, 4096))
+	}
+	if !errors.Is(err, syscall.EAGAIN) {
+		t.Fatal(err)
+	}
+}
+
 func TestBeginStop(t *testing.T) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	fifo := func(root string) error {
@@ -281,6 +297,10 @@ func TestBeginStop(t *testing.T) {
 		var b [400]byte
 		if n, err := r.Read(b[:]); n != 384 || err != nil || binary.NativeEndian.Uint32(b[:]) != 0x03091969 || b[8] != '0' {
 			t.Errorf("request %v %v: % x", n, err, b[:16])
+		}
+		fill(t, filepath.Join(root, "run/initctl"))
+		if got := BeginStop(SysVInit, tid, uid, gid); got != syscall.SIGINT {
+			t.Errorf("full: signal %v", got)
 		}
 		if got := BeginStop(Runit, tid, uid, gid); got != syscall.SIGINT {
 			t.Errorf("runit without its flag: signal %v", got)

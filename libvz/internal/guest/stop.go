@@ -71,35 +71,38 @@ func requestRunLevel(root *os.File, level byte) error {
 	)
 	var err error
 	for _, name := range []string{"/run/initctl", "/dev/initctl"} {
-		var fifo *os.File
+		var fifo int
 		if fifo, err = openFifo(root, name); err != nil {
 			continue
 		}
-		defer fifo.Close()
+		defer unix.Close(fifo)
 		request := make([]byte, size)
 		binary.NativeEndian.PutUint32(request, magic)
 		binary.NativeEndian.PutUint32(request[4:], runLevel)
 		binary.NativeEndian.PutUint32(request[8:], uint32(level))
-		_, err = fifo.Write(request) // at once or not at all, pipe(7)
-		return err
+		// At once or not at all, pipe(7). An os.File would wait for room in one that
+		// the guest has filled.
+		_, err = unix.Write(fifo, request)
+		return os.NewSyscallError("write", err)
 	}
 	return err
 }
 
-// openFifo opens a fifo that somebody reads from, for writing. Nothing else is
-// opened on the way, as that alone can have effects.
-func openFifo(root *os.File, name string) (*os.File, error) {
+// openFifo opens a fifo that somebody reads from, for writing without waiting.
+// Nothing else is opened on the way, as that alone can have effects.
+func openFifo(root *os.File, name string) (int, error) {
 	p, err := openIn(root, name, unix.O_PATH)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	defer p.Close()
 	if fi, err := p.Stat(); err != nil {
-		return nil, err
+		return -1, err
 	} else if fi.Mode().Type() != os.ModeNamedPipe {
-		return nil, fmt.Errorf("%s of the guest is no fifo", name)
+		return -1, fmt.Errorf("%s of the guest is no fifo", name)
 	}
-	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", p.Fd()), os.O_WRONLY|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", p.Fd()), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	return fd, os.NewSyscallError("open", err)
 }
 
 // flagPowerOff tells runit, at its next SIGCONT, to end, and not to reboot then:
