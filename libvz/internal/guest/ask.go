@@ -129,21 +129,11 @@ func OSName(dir string) (string, error) {
 
 // readOwnFile reads a regular file on the file system of root itself.
 func readOwnFile(root *os.File, name string, most int64) (string, error) {
-	f, err := openHow(root, name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	f, err := openRegular(root, name, inOneMount)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s of the guest: not a file but %s", name, st.Mode().Type())
-	}
 	text, err := io.ReadAll(io.LimitReader(f, most))
 	return string(text), err
 }

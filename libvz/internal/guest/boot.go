@@ -125,16 +125,11 @@ func pollBoot(done, events *os.File, children []*os.File, tick bool) error {
 // readFile returns the beginning of a file of the guest, at most limit bytes.
 // What is no regular file is an error: reading it could take for ever.
 func (w *waiter) readFile(name string, limit int64) ([]byte, error) {
-	f, err := openIn(w.root, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	f, err := openRegular(w.root, name, inRoot)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !fi.Mode().IsRegular() {
-		return nil, &os.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
-	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 

@@ -93,20 +93,16 @@ func absent(err error) bool {
 }
 
 func detectAt(root *os.File, name string) (Init, error) {
-	f, err := openIn(root, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	f, err := openRegular(root, name, inRoot)
 	if err != nil {
 		return Unknown, err
 	}
 	defer f.Close()
 	fi, err := f.Stat()
-	switch {
-	case err != nil:
+	if err != nil {
 		return Unknown, err
-	case fi.IsDir():
-		return Unknown, unix.EISDIR
-	case !fi.Mode().IsRegular():
-		return Unknown, fmt.Errorf("not a file but %s", fi.Mode().Type())
-	case fi.Mode()&0o111 == 0:
+	}
+	if fi.Mode()&0o111 == 0 {
 		return Unknown, errors.New("not executable")
 	}
 	if err := checkExecutable(f, runtime.GOARCH); err != nil {
@@ -237,29 +233,4 @@ func sameIn(root *os.File, name string, fi os.FileInfo) bool {
 	defer f.Close()
 	other, err := f.Stat()
 	return err == nil && os.SameFile(fi, other)
-}
-
-// openIn opens a path of a guest as the guest's own root would resolve it.
-func openIn(root *os.File, name string, flags int) (*os.File, error) {
-	return openHow(root, name, &unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-}
-
-// openHow retries while a rename elsewhere makes the kernel unsure whether the
-// path stayed inside (EAGAIN, openat2(2)), bounded because a guest can rename for ever.
-func openHow(root *os.File, name string, how *unix.OpenHow) (*os.File, error) {
-	var fd int
-	var err error
-	for range 128 {
-		fd, err = unix.Openat2(int(root.Fd()), name, how)
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
