@@ -198,7 +198,7 @@ func (l *launch) tend(g *guestIO, p *libvz.Process, start func() error) (int, er
 // discard removes a container whose time is over. There is an error or an exit
 // code to return already, so that a failure is only worth a warning.
 func discard(ctx context.Context, ct *libvz.Container) {
-	err := ct.Delete(ctx, true)
+	err := ct.Discard(ctx)
 	if err != nil && !errors.Is(err, libvz.ErrNotExist) {
 		logrus.Warn(err)
 	}

@@ -120,15 +120,40 @@ func (c *Container) change(op string, fn func(*store.Entry) error) error {
 		return fail(op, c.id, err)
 	}
 	defer entry.Close()
-	err = c.reload()
+	return fail(op, c.id, c.changeLocked(entry, fn))
+}
+
+func (c *Container) changeLocked(entry *store.Entry, fn func(*store.Entry) error) error {
+	err := c.reload()
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		// Deleted since we looked; the lock is a new one, and nobody's.
-		return fail(op, c.id, errors.Join(ErrNotExist, entry.Forget()))
+		return errors.Join(ErrNotExist, entry.Forget())
 	}
+	if err != nil {
+		return err
+	}
+	return fn(entry)
+}
+
+// finish is change for who has seen the container's time end, which others see as
+// well: it waits for these, and a container that has got the id meanwhile is none of
+// its business: for the one that was made at that time the answer is ErrNotExist.
+func (c *Container) finish(ctx context.Context, op string, made time.Time, fn func(*store.Entry) error) error {
+	entry, err := c.host.awaitLock(ctx, c.id)
 	if err != nil {
 		return fail(op, c.id, err)
 	}
-	return fail(op, c.id, fn(entry))
+	defer entry.Close()
+	return fail(op, c.id, c.changeLocked(entry, func(e *store.Entry) error {
+		st, err := c.lc.State()
+		if err != nil {
+			return err
+		}
+		if !st.Created.Equal(made) {
+			return ErrNotExist
+		}
+		return fn(e)
+	}))
 }
 
 // reload reads the state if it was written since. What is in no file, the

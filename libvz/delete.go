@@ -23,8 +23,8 @@ import (
 const killTimeout = 20 * time.Second
 
 // Delete removes a stopped container: its cgroups and its state; the bundle
-// and the rootfs stay, but for those of a clone that Clone chose the place of. With force a container in any status is killed first;
-// without, one that is not stopped is an error that wraps ErrStatus. A
+// and the rootfs stay, but for those of a clone that Clone chose the place of.
+// With force a container in any status is killed first; without, one that is not stopped is an error that wraps ErrStatus. A
 // container that is created and not started may be deleted as it is.
 func (c *Container) Delete(ctx context.Context, force bool) error {
 	return c.change("delete", func(e *store.Entry) error {
@@ -33,39 +33,62 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 				return err
 			}
 		}
-		st, err := c.lc.State()
-		if err != nil {
-			return err
-		}
-		made, generation, err := c.ownBundle()
-		if err != nil {
-			return err
-		}
-		if err := e.Begin(store.Operation{
-			Name: "delete", Cgroups: st.CgroupPaths, Net: netsOf(c.lc), Made: made, MadeFor: generation,
-		}); err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, killTimeout)
-		defer cancel()
-		links := c.links(st)
-		if err := c.end(ctx); err != nil {
-			return err
-		}
-		if err := c.host.clear(ctx, e); err != nil {
-			return err
-		}
-		if err := vnet.Gone(ctx, links); err != nil {
-			c.host.warn(c.id, "%v", err)
-		}
-		c.host.awaitRoot(ctx, c.id, &st.Config)
-		// Nothing is left for it to remove; it runs the poststop hooks, and
-		// one that fails is only worth a warning (runtime-spec, config.md).
-		if err := c.lc.Destroy(); err != nil {
-			c.host.warn(c.id, "%v", err)
-		}
-		return forget(e)
+		return c.remove(ctx, e)
 	})
+}
+
+// Discard is Delete with force for who has made the container, on the handle that
+// Create or Restore returned: it waits some seconds for others that change the
+// container, as Stop does when the init has ended, and leaves alone another one that
+// has the id by now. That the container is gone is an error that wraps ErrNotExist.
+func (c *Container) Discard(ctx context.Context) error {
+	st, err := c.lc.State()
+	if err != nil {
+		return fail("delete", c.id, err)
+	}
+	wait, cancel := context.WithTimeout(ctx, finishPatience)
+	defer cancel()
+	return c.finish(wait, "delete", st.Created, func(e *store.Entry) error { return c.remove(ctx, e) })
+}
+
+// finishPatience is for those that see an init end at the same moment. They have
+// little left to do.
+const finishPatience = 10 * time.Second
+
+// remove ends the container, whatever it does, and removes it.
+func (c *Container) remove(ctx context.Context, e *store.Entry) error {
+	st, err := c.lc.State()
+	if err != nil {
+		return err
+	}
+	made, generation, err := c.ownBundle()
+	if err != nil {
+		return err
+	}
+	if err := e.Begin(store.Operation{
+		Name: "delete", Cgroups: st.CgroupPaths, Net: netsOf(c.lc), Made: made, MadeFor: generation,
+	}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	links := c.links(st)
+	if err := c.end(ctx); err != nil {
+		return err
+	}
+	if err := c.host.clear(ctx, e); err != nil {
+		return err
+	}
+	if err := vnet.Gone(ctx, links); err != nil {
+		c.host.warn(c.id, "%v", err)
+	}
+	c.host.awaitRoot(ctx, c.id, &st.Config)
+	// Nothing is left for it to remove; it runs the poststop hooks, and
+	// one that fails is only worth a warning (runtime-spec, config.md).
+	if err := c.lc.Destroy(); err != nil {
+		c.host.warn(c.id, "%v", err)
+	}
+	return forget(e)
 }
 
 // links are the host ends of the network of a whole operating system, or of
@@ -114,51 +137,57 @@ func (c *Container) end(ctx context.Context) error {
 
 // Stop asks the guest's init to shut the system down, and kills what is left
 // after grace. Zero grace kills at once. A container that is stopped already
-// is no error. The container is not deleted. The lock is held to ask and to
-// kill, not while the guest takes its time.
+// is no error, nor is one that somebody deletes when it has stopped. The container is
+// not deleted. The lock is held to ask and to kill, not while the guest takes its time.
 func (c *Container) Stop(ctx context.Context, grace time.Duration) error {
-	if grace > 0 {
-		stopped, err := c.stopGently(ctx, grace)
-		if stopped || err != nil {
-			return err
-		}
-		c.host.warn(c.id, "the guest did not stop within %s: killed", grace)
+	if grace <= 0 {
+		return c.change("stop", func(*store.Entry) error { return c.endAll(ctx) })
 	}
-	return c.change("stop", func(*store.Entry) error {
-		ctx, cancel := context.WithTimeout(ctx, killTimeout)
-		defer cancel()
-		if err := c.end(ctx); err != nil {
+	var init *os.File
+	var made time.Time
+	err := c.change("stop", func(*store.Entry) error {
+		st, err := c.lc.State()
+		if err != nil {
 			return err
 		}
-		return c.sweep(ctx)
-	})
-}
-
-// stopGently tells whether the guest stopped within grace.
-func (c *Container) stopGently(ctx context.Context, grace time.Duration) (bool, error) {
-	var init *os.File
-	err := c.change("stop", func(*store.Entry) error {
-		var err error
+		made = st.Created
 		init, err = c.askToStop()
 		return err
 	})
 	if err != nil {
-		return false, err
+		return err
 	}
+	left := c.sweep
 	if init != nil {
 		defer init.Close()
 		c.host.event(Event{ID: c.id, Step: "stopping"})
 		gctx, cancel := context.WithTimeout(ctx, grace)
 		defer cancel()
 		if err := waitPidfd(gctx, int(init.Fd())); err != nil {
-			return false, fail("stop", c.id, ctx.Err())
+			if ctx.Err() != nil {
+				return fail("stop", c.id, ctx.Err())
+			}
+			c.host.warn(c.id, "the guest did not stop within %s: killed", grace)
+			left = c.endAll
 		}
 	}
-	return true, c.change("stop", func(*store.Entry) error {
-		ctx, cancel := context.WithTimeout(ctx, killTimeout)
-		defer cancel()
-		return c.sweep(ctx)
-	})
+	wait, cancel := context.WithTimeout(ctx, finishPatience)
+	defer cancel()
+	err = c.finish(wait, "stop", made, func(*store.Entry) error { return left(ctx) })
+	if errors.Is(err, ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// endAll kills whatever runs in the container.
+func (c *Container) endAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := c.end(ctx); err != nil {
+		return err
+	}
+	return c.sweep(ctx)
 }
 
 // askToStop sends the init its own stop signal and returns a pidfd of it, nil
@@ -215,6 +244,8 @@ func (c *Container) stopSignal(pid int) (syscall.Signal, error) {
 
 // sweep waits until the last process that the init took with it is gone.
 func (c *Container) sweep(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	st, err := c.lc.State()
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@
 package libvz
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -216,8 +217,15 @@ func (h *Host) healNew() error {
 // lock takes the container's lock for a change. An operation that died in the
 // middle is undone first, so the caller finds the container as it was before
 // that one, or after it.
-func (h *Host) lock(id string) (*store.Entry, error) {
-	e, err := h.store.Lock(id)
+func (h *Host) lock(id string) (*store.Entry, error) { return h.lockBy(id, h.store.Lock) }
+
+// awaitLock is lock for who waits until others are done with the container.
+func (h *Host) awaitLock(ctx context.Context, id string) (*store.Entry, error) {
+	return h.lockBy(id, func(id string) (*store.Entry, error) { return h.store.Await(ctx, id) })
+}
+
+func (h *Host) lockBy(id string, take func(string) (*store.Entry, error)) (*store.Entry, error) {
+	e, err := take(id)
 	if errors.Is(err, store.ErrLocked) {
 		return nil, withHint("wait until it is done and try again", "%w: %w", ErrBusy, err)
 	}
@@ -238,7 +246,7 @@ func (h *Host) lock(id string) (*store.Entry, error) {
 		return nil, fmt.Errorf("clean up after an interrupted %s: %w", name, err)
 	}
 	// The undo may have given the id away, and the lock with it.
-	return h.lock(id)
+	return h.lockBy(id, take)
 }
 
 func (h *Host) event(e Event) {

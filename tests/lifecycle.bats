@@ -648,6 +648,35 @@ has_pids() { [[ $(vz ps -f json "$ID" | jq length) -eq $1 ]]; }
 	assert_nothing_left
 }
 
+@test "stop, and run that stays with the guest, end in either order" {
+	local n code
+	for n in 1 2 3 4 5; do
+		code=0
+		BUNDLE=$(busybox_bundle "$ID-$n" sh -c 'trap "exit 7" TERM; echo ready; while :; do sleep 0.02; done')
+		spawn "$VZ_TMP/out" "$VZRUN" --root "$VZ_ROOT" --id-record "$VZ_TMP/ids.json" run --bundle "$BUNDLE" "$ID-$n"
+		wait_line "$VZ_TMP/out" '^ready$'
+		run -0 vz stop "$ID-$n"
+		wait "$SPAWNED" || code=$?
+		[[ $code == 7 ]]
+		run -1 grep '^vzrun:' "$VZ_TMP/out"
+	done
+	assert_nothing_left
+}
+
+@test "stop leaves alone a container that has got the id meanwhile" {
+	BUNDLE=$(busybox_bundle "$ID" sh -c 'trap "touch /asked" TERM; touch /ready; while :; do sleep 0.02; done')
+	vz run --detach --bundle "$BUNDLE" "$ID" </dev/null >"$VZ_TMP/out" 2>&1 3>&-
+	wait_file "$BUNDLE/rootfs/ready"
+	spawn "$VZ_TMP/stop" "$VZRUN" --root "$VZ_ROOT" --id-record "$VZ_TMP/ids.json" stop "$ID"
+	wait_file "$BUNDLE/rootfs/asked"
+	kill -STOP "$SPAWNED"
+	vz delete --force "$ID"
+	vz run --detach --bundle "$BUNDLE" "$ID" </dev/null >"$VZ_TMP/out" 2>&1 3>&-
+	kill -CONT "$SPAWNED"
+	wait "$SPAWNED"
+	has_status "$ID" running
+}
+
 ### The log
 
 @test "the error is in a JSON log exactly once, and on stderr" {

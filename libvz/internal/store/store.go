@@ -13,6 +13,7 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -135,10 +136,29 @@ type Entry struct {
 // process (or another Entry of this one) holds it. The kernel drops the lock
 // when the holder dies, however it dies (flock(2)).
 func (s *Store) Lock(id string) (*Entry, error) {
+	return s.lock(id, func(f *os.File) error {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			f.Close()
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return ErrLocked
+		}
+		return err
+	})
+}
+
+// Await is Lock, but waits for the holder, at the most until ctx ends: the error
+// wraps ErrLocked then, too.
+func (s *Store) Await(ctx context.Context, id string) (*Entry, error) {
+	return s.lock(id, func(f *os.File) error { return waitFlock(ctx, f) })
+}
+
+func (s *Store) lock(id string, take func(*os.File) error) (*Entry, error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	lock, err := s.flock(id)
+	lock, err := s.flock(id, take)
 	if err != nil {
 		return nil, err
 	}
@@ -156,21 +176,22 @@ func (s *Store) Lock(id string) (*Entry, error) {
 	return e, nil
 }
 
-// flock opens and locks the lock file. The holder of the lock may unlink the
-// file (Forget), so a lock won on a file that is no longer the one in the
-// directory is no lock: then it tries again with the new file.
-func (s *Store) flock(id string) (*os.File, error) {
+// flock opens the lock file and locks it with take, which closes it where it fails.
+// The holder of the lock may unlink the file (Forget), so a lock won on a file that
+// is no longer the one in the directory is no lock: then it tries again with the
+// new file.
+func (s *Store) flock(id string, take func(*os.File) error) (*os.File, error) {
 	path := s.path(id, ".lock")
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open lock: %w", err)
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, ErrLocked
-			}
+		err = take(f)
+		if errors.Is(err, ErrLocked) {
+			return nil, err
+		}
+		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		mine, err := f.Stat()

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 func TestLockIsExclusive(t *testing.T) {
@@ -38,6 +40,40 @@ func TestLockIsExclusive(t *testing.T) {
 		t.Fatalf("the old holder's close freed the new lock: %v", err)
 	}
 	e2.Close()
+}
+
+func TestAwaitWaitsForTheHolder(t *testing.T) {
+	s := Open(t.TempDir())
+	first, err := s.Lock("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.Await(ctx, "a"); !errors.Is(err, ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("held for longer: %v", err)
+	}
+	got := make(chan *Entry)
+	go func() {
+		e, err := s.Await(t.Context(), "a")
+		if err != nil {
+			t.Error(err)
+		}
+		got <- e
+	}()
+	// What it waits for may be a file that is no lock any more.
+	if err := first.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	second := <-got
+	if second == nil {
+		t.FailNow()
+	}
+	defer second.Close()
+	if _, err := s.Lock("a"); !errors.Is(err, ErrLocked) {
+		t.Errorf("not locked: %v", err)
+	}
 }
 
 func TestJournalOutlivesItsHolder(t *testing.T) {
