@@ -17,6 +17,8 @@ import (
 const (
 	upperName = "upper"
 	workName  = "work"
+	// unfinishedName is the upper one's until it has owner and mode.
+	unfinishedName = ".upper.new"
 )
 
 // checkLayers refuses layers that overlap: what the guest writes would appear
@@ -243,16 +245,23 @@ func (g *guestRoot) makeUpper() error {
 	if err := os.Mkdir(work, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return explainSpace(err, g.place)
 	}
-	if err := os.Mkdir(upper, 0o700); errors.Is(err, fs.ErrExist) {
-		return nil
-	} else if err != nil {
+	if _, err := os.Lstat(upper); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// It has its name when it is complete: who is killed before leaves one that the
+	// next takes.
+	unfinished := filepath.Join(g.place, unfinishedName)
+	if err := os.Mkdir(unfinished, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return explainSpace(err, g.place)
 	}
 	// Owner first: chown(2) may clear bits of the mode.
-	if err := os.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+	if err := os.Lchown(unfinished, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(upper, st.Mode&0o7777)
+	if err := unix.Chmod(unfinished, st.Mode&0o7777); err != nil {
+		return err
+	}
+	return os.Rename(unfinished, upper)
 }
 
 func explainSpace(err error, dir string) error {

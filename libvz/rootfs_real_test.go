@@ -105,6 +105,28 @@ func TestOverlayMapsOwners(t *testing.T) {
 }
 
 // At a restore it is mounted twice, un-mapped and then mapped.
+// Killed in the middle, the upper directory has no name that anybody goes by.
+func TestMakeUpperGoesOnAfterAKill(t *testing.T) {
+	dir := t.TempDir()
+	g := &guestRoot{place: dir + "/rootfs", lowers: []string{dir + "/template"}}
+	must(t, os.MkdirAll(g.place, 0o755))
+	must(t, os.Mkdir(g.lowers[0], 0o755))
+	must(t, os.Chmod(g.lowers[0], os.ModeSetgid|0o751))
+	must(t, os.Mkdir(filepath.Join(g.place, unfinishedName), 0o700))
+	for range 2 { // the second finds it made
+		must(t, g.makeUpper())
+		st, err := os.Stat(filepath.Join(g.place, upperName))
+		must(t, err)
+		if st.Mode() != os.ModeDir|os.ModeSetgid|0o751 {
+			t.Errorf("mode %v", st.Mode())
+		}
+		left, err := filepath.Glob(filepath.Join(g.place, ".*"))
+		if must(t, err); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	}
+}
+
 func TestOverlayIsMappedLater(t *testing.T) {
 	g, userns := realOverlay(t)
 	err := inPrivateMounts(func() error {
