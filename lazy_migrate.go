@@ -282,13 +282,3 @@ func printChecks(out io.Writer, checks []libvz.Check) error {
 	}
 	return nil
 }
-
-// printable keeps what the other host says from the terminal's control.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, text)
-}

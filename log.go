@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/sirupsen/logrus"
 )
@@ -63,9 +64,9 @@ func (plainFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	if e.Level > logrus.ErrorLevel {
 		line.WriteString(e.Level.String() + ": ")
 	}
-	line.WriteString(strings.TrimRight(e.Message, "\n"))
+	line.WriteString(printableLines(strings.TrimRight(e.Message, "\n")))
 	for _, key := range sortedKeys(e.Data) {
-		fmt.Fprintf(&line, " %s=%v", key, e.Data[key])
+		fmt.Fprintf(&line, " %s=%s", key, printableLines(fmt.Sprint(e.Data[key])))
 	}
 	line.WriteByte('\n')
 	return line.Bytes(), nil
@@ -78,4 +79,24 @@ func sortedKeys(fields logrus.Fields) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// printable keeps what guests and other hosts say from the terminal's control.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// printableLines is printable for a text of ours, which may have lines.
+func printableLines(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return '?'
+		}
+		return r
+	}, text)
 }

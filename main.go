@@ -80,10 +80,10 @@ func report(err error) int {
 	}
 	logrus.Error(err)
 	if !logsToStderr() {
-		fmt.Fprintf(os.Stderr, "vzrun: %v\n", err)
+		fmt.Fprintf(os.Stderr, "vzrun: %s\n", printableLines(err.Error()))
 	}
 	if hint := hintOf(err); hint != "" {
-		fmt.Fprintf(os.Stderr, "hint: %s\n", hint)
+		fmt.Fprintf(os.Stderr, "hint: %s\n", printableLines(hint))
 	}
 	return exitCode(err)
 }

@@ -214,10 +214,10 @@ func TestPlainFormatter(t *testing.T) {
 		level logrus.Level
 		want  string
 	}{
-		{logrus.ErrorLevel, "vzrun: no rootfs a=1 b=2\n"},
-		{logrus.WarnLevel, "vzrun: warning: no rootfs a=1 b=2\n"},
+		{logrus.ErrorLevel, "vzrun: no? ?rootfs a=1? b=2\n"},
+		{logrus.WarnLevel, "vzrun: warning: no? ?rootfs a=1? b=2\n"},
 	} {
-		entry := &logrus.Entry{Level: test.level, Message: "no rootfs\n", Data: logrus.Fields{"b": 2, "a": 1}}
+		entry := &logrus.Entry{Level: test.level, Message: "no\x1b \u009brootfs\n", Data: logrus.Fields{"b": 2, "a": "1\x07"}}
 		got, err := plainFormatter{}.Format(entry)
 		if err != nil || string(got) != test.want {
 			t.Errorf("%q, %v, want %q", got, err, test.want)

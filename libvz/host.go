@@ -255,6 +255,7 @@ func (h *Host) event(e Event) {
 	}
 }
 
+// warn may quote a guest, as an [Error] may.
 func (h *Host) warn(id, format string, args ...any) {
-	h.event(Event{ID: id, Warning: fmt.Sprintf(format, args...)})
+	h.event(Event{ID: id, Warning: oneLine(fmt.Sprintf(format, args...))})
 }
