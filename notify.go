@@ -163,7 +163,8 @@ func notification(message []byte, mainPID int) (out []byte, ready bool) {
 		name, value, _ := bytes.Cut(line, []byte("="))
 		for _, known := range forwarded {
 			if string(name) == known {
-				out = append(append(out, line...), '\n')
+				// systemctl shows it to people.
+				out = append(append(out, printable(string(line))...), '\n')
 				ready = ready || known == "READY" && string(value) == "1"
 			}
 		}

@@ -14,6 +14,7 @@ func TestNotification(t *testing.T) {
 		{"STATUS=READY=1", "STATUS=READY=1\n", false},
 		{"XREADY=1\nMAINPID=5\nFDSTORE=1\nBARRIER=1\nBUSERROR=x", "", false},
 		{"WATCHDOG=1", "WATCHDOG=1\n", false},
+		{"STATUS=a\x1b[2J\u009bb\x7f\tc\rd\x9be", "STATUS=a?[2J?b??c?d\ufffde\n", false},
 		{"", "", false},
 		{"\n\n=\n", "", false},
 	} {

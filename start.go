@@ -21,9 +21,16 @@ func start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	n, err := listenNotify(ct)
+	// One that runs already is refused below, and has a use for its socket.
+	state, err := ct.State()
 	if err != nil {
 		return err
+	}
+	var n *notifier
+	if state.Status == "created" {
+		if n, err = listenNotify(ct); err != nil {
+			return err
+		}
 	}
 	defer n.close()
 	if err := ct.Start(c.Context); err != nil {

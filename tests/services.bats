@@ -288,6 +288,18 @@ WATCHDOG=1" ]]
 	assert_nothing_left
 }
 
+@test "start of a container that runs leaves its socket alone" {
+	box sh -c '/peer say READY=1; until [ -e /go ]; do usleep 20000; done; /peer say STOPPING=1; exec sleep 1000'
+	listen
+	spawn "$VZ_TMP/out" "$VZRUN" --root "$VZ_ROOT" run --bundle "$BUNDLE" "$ID"
+	wait_line "$VZ_TMP/notified" '^READY=1'
+	fails 4 'it is running' vz start "$ID"
+	touch "$BUNDLE/rootfs/go"
+	wait_line "$VZ_TMP/notified" '^STOPPING=1$'
+	vz delete --force "$ID"
+	assert_nothing_left
+}
+
 @test "run --detach returns once the container is ready, and names its main process" {
 	box sh -c 'echo >/begun; until [ -e /go ]; do usleep 20000; done; /peer say READY=1; exec sleep 1000'
 	listen
