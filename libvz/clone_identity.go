@@ -163,40 +163,33 @@ func renewGuest(ctx context.Context, c *Container, pid int) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTime)
 	defer cancel()
-	return errorWithin(ctx, func() error {
-		if init == guest.Systemd {
-			return guest.StartUnit(ctx, pid, uint32(uid), uint32(gid), guest.RenewUnit)
-		}
-		return renewByShell(ctx, c.host, c.id)
-	})
+	if init != guest.Systemd {
+		return renewByShell(ctx, c)
+	}
+	// Files of the guest can hold up whoever opens them.
+	return errorWithin(ctx, func() error { return guest.StartUnit(ctx, pid, uint32(uid), uint32(gid), guest.RenewUnit) })
 }
 
-// renewByShell has a handle of its own: libcontainer locks it for as long as the guest
-// lets a process begin, which its root can stop on the way.
-func renewByShell(ctx context.Context, h *Host, id string) error {
-	lc, err := libcontainer.Load(h.opts.Root, id)
-	if err != nil {
-		return err
-	}
-	c := &Container{host: h, id: id, lc: lc}
+func renewByShell(ctx context.Context, c *Container) error {
 	p, err := c.loginProcess()
 	if err != nil {
 		return err
 	}
 	// It goes on by itself; nobody is to wait for keys to be made.
 	p.Terminal, p.Args = false, []string{"/bin/sh", "-c", "sh /run/" + guest.RenewScript + " </dev/null >/run/vzrun/renew.log 2>&1 &"}
-	hook, err := c.exec(ExecOptions{Process: p})
+	hook, err := c.execWithin(ctx, ExecOptions{Process: p})
 	if err != nil {
 		return err
 	}
-	// Also for one that begins when nobody waits for it any more.
 	stop := context.AfterFunc(ctx, func() { hook.Signal(unix.SIGKILL) }) //nolint:errcheck // it may have ended
-	defer stop()
-	code, err := hook.Wait()
-	if err == nil && code != 0 {
-		err = fmt.Errorf("sh: exit code %d", code)
-	}
-	return err
+	return errorWithin(ctx, func() error {
+		defer stop()
+		code, err := hook.Wait()
+		if err == nil && code != 0 {
+			err = fmt.Errorf("sh: exit code %d", code)
+		}
+		return err
+	})
 }
 
 // checkMerging refuses what the kernel cannot do, and says where it does nothing.

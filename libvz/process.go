@@ -151,6 +151,39 @@ func (c *Container) exec(o ExecOptions) (*Process, error) {
 	return &Process{lp: lp}, nil
 }
 
+// execWithin is exec for who cannot wait: the guest's root can stop a process that is
+// about to begin there. When ctx ends first it is left behind, and killed if it begins
+// after all. The handle is its own, as libcontainer locks it meanwhile.
+func (c *Container) execWithin(ctx context.Context, o ExecOptions) (*Process, error) {
+	lc, err := libcontainer.Load(c.host.opts.Root, c.id)
+	if err != nil {
+		return nil, err
+	}
+	own := &Container{host: c.host, id: c.id, lc: lc}
+	type answer struct {
+		p   *Process
+		err error
+	}
+	begun := make(chan answer)
+	go func() {
+		p, err := own.exec(o)
+		select {
+		case begun <- answer{p, err}:
+		case <-ctx.Done():
+			if err == nil {
+				p.Signal(unix.SIGKILL) //nolint:errcheck // it may have ended
+				p.Wait()               //nolint:errcheck // nobody asks any more
+			}
+		}
+	}()
+	select {
+	case a := <-begun:
+		return a.p, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // initExits tells whether the init is on its way out: it takes the others of its
 // pid namespace with it and only then counts as ended.
 func (c *Container) initExits() bool {

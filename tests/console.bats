@@ -390,6 +390,10 @@ little_bundle() {
 	wait_line "$T/follow" 'a new entry'
 	kill -TERM "$SPAWNED"
 	wait "$SPAWNED" || true
+	# What goes on in the guest with the pipe is not waited for.
+	guest "$id" sh -c 'printf "%s\n" "#!/bin/sh" "echo an entry" "sleep 1000 &" >/usr/local/sbin/journalctl && chmod 0755 /usr/local/sbin/journalctl'
+	run -0 timeout "$(slow 20)" "${VZ[@]}" logs "$id"
+	[[ $output == "an entry" ]]
 	fails 1 'nobody holds a console' vz console "$id"
 	vz stop --timeout "$(slow 60)s" "$id"
 	fails 1 'no output of it is kept' vz logs "$id"
