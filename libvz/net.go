@@ -303,7 +303,7 @@ func (h *Host) usedNets(id string) (map[string]string, error) {
 		return nil, err
 	}
 	for _, r := range begun {
-		making := r.Operation.Name == "create" || r.Operation.Name == "restore"
+		making := r.Operation.Name == "create" || r.Operation.Name == "restore" || r.Operation.Name == opReceive
 		if r.ID == id || !making || r.Operation.Net == "" {
 			continue
 		}

@@ -148,7 +148,8 @@ func (r *reception) begin(config []byte) (err error) {
 	if err := r.record.write(&migrationRecord{Token: r.offer.Token, ID: r.offer.NewID, State: recordOpen}); err != nil {
 		return err
 	}
-	if err := r.entry.Begin(store.Operation{Name: opReceive, Migration: &store.Migration{
+	// With its network from here on: nobody else is to take its addresses as it comes.
+	if err := r.entry.Begin(store.Operation{Name: opReceive, Net: r.offer.Net, Migration: &store.Migration{
 		Token: r.offer.Token, Bundle: r.bundle, Record: string(r.record), Shared: r.offer.Shared,
 	}}); err != nil {
 		return err
