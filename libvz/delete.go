@@ -99,10 +99,16 @@ func (c *Container) links(st *libcontainer.State) []vnet.Link {
 		return nil
 	}
 	links, err := vnet.Capture(st.InitProcessPid)
-	if err != nil {
-		return nil // it has ended already
+	if err != nil || !isInit(st) {
+		return nil // it has ended already, and the pid may be somebody else's
 	}
 	return links
+}
+
+// isInit tells whether the init's pid is still the init's.
+func isInit(st *libcontainer.State) bool {
+	start, err := startTime(st.InitProcessPid)
+	return err == nil && start == st.InitProcessStartTime
 }
 
 // end kills whatever runs in the container and waits until it is gone. The
